@@ -1,0 +1,98 @@
+"""Batch: one step's decision in plain ints; StepResult: what the step gave. Both cross process borders, so both are plain data.
+
+A runner keeps one row of state for each sequence it has been told of (tokens, block table, params). A Batch says what changes:
+
+    added      rows to create: new sequences, and preempted ones that come back
+    scheduled  rows that compute this step, in batch order (the same on every rank)
+    removed    rows to forget: finished, aborted or preempted since the last step; applied before `added`
+"""
+
+from dataclasses import dataclass, field
+
+from quire.core.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class NewSequence:
+    """State a runner needs once, when it first hears of a sequence (or again after a preemption).
+
+    token_ids            prompt and, after a preemption or replay, generated tokens too
+    num_prompt_tokens    how many of token_ids are prompt
+    num_computed_tokens  how many already have their keys and values in `block_ids` (prefix-cache hits)
+    block_ids            block table so far, in logical order
+    index                which of the request's n sequences this is; part of the random key
+    """
+
+    seq_id: int
+    index: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    block_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """One row of the step: computes tokens [num_computed, num_computed + num_new_tokens) of its sequence.
+
+    It samples exactly when that interval ends at the sequence's last known token.
+    new_block_ids  appended to its block table before the step
+    """
+
+    seq_id: int
+    num_new_tokens: int
+    new_block_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's decision."""
+
+    scheduled: list[ScheduledSequence]
+    added: list[NewSequence] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed this step."""
+        return sum(s.num_new_tokens for s in self.scheduled)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: the token that is there first, then the most likely ones in falling order.
+
+    rank  of that first token among all, 1 = most likely
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """What one scheduled sequence got.
+
+    token_ids        accepted tokens: none for a prefill chunk, one for plain decoding, more with drafts
+    logprobs         one entry an accepted token, when params.logprobs is set
+    prompt_logprobs  entries for the prompt positions computed this step, when params.prompt_logprobs is set;
+                     position 0 has none and is left out
+    error            why this sequence alone failed (its logits became NaN); it has no tokens then
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One SequenceResult for each scheduled sequence, in batch order."""
+
+    results: list[SequenceResult]

@@ -1,0 +1,48 @@
+"""ForwardBatch: one step as tensors, the only argument besides ids and positions that a model's forward takes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ForwardBatch:
+    """T tokens of B sequences, packed; M blocks a block-table row.
+
+    input_ids        [T] int64
+    positions        [T] int64, absolute position of each token in its sequence
+    slot_mapping     [T] int64, where its keys and values go: block_id * block_size + offset; -1 = nowhere (padding)
+    query_start_loc  [B+1] int32, tokens of sequence b are [query_start_loc[b], query_start_loc[b+1])
+    seq_lens         [B] int32, tokens of each sequence, this step included; 0 = padding row
+    block_tables     [B, M] int32, block ids in logical order; entries past the sequence's end are 0
+    logits_indices   [S] int64, which of the T rows need logits
+    max_query_len, max_seq_len  upper bounds over the batch, for grid sizes; plain ints
+    kv_caches        one [2, N, P, Hkv, D] tensor a layer: keys then values
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    block_tables: Tensor
+    logits_indices: Tensor
+    max_query_len: int
+    max_seq_len: int
+    kv_caches: list[Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.input_ids.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return self.seq_lens.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.input_ids.device

@@ -1,0 +1,40 @@
+"""The CPU as a device."""
+
+import platform as host
+import resource
+
+import psutil
+import torch
+
+from quire.config import MachineFacts
+from quire.platform.base import Platform
+
+
+class CpuPlatform(Platform):
+    """Always present."""
+
+    name = "cpu"
+    backends = ("cpu", "torch")
+
+    @classmethod
+    def present(cls) -> bool:
+        return True
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def facts(self) -> MachineFacts:
+        memory = psutil.virtual_memory()
+        return MachineFacts("cpu", host.processor() or host.machine(), memory.total, memory.available)
+
+    def synchronize(self) -> None:
+        return
+
+    def supports_graphs(self) -> bool:
+        return False
+
+    def peak_memory_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def empty_cache(self) -> None:
+        return
