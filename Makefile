@@ -1,0 +1,47 @@
+# The commands that people, pre-commit and CI all run. `make serve` and `make test` need nothing but python3 (3.10 to 3.13).
+SHELL := /bin/bash
+ARGS ?=
+
+# Use the active virtual environment; make one in .venv when none is active.
+ifdef VIRTUAL_ENV
+PYTHON := $(VIRTUAL_ENV)/bin/python
+else
+PYTHON := .venv/bin/python
+endif
+
+.PHONY: serve test check fmt test-gpu bench bench-cpu soak install install-dev clean
+
+serve: install  ## install quire and serve the bundled model on http://127.0.0.1:8000
+	@$(PYTHON) -m quire serve $(ARGS)
+
+test: install-dev  ## the default suite: CPU, no network
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: install-dev  ## formatting, lint, types, layer contract; sizes are printed
+	$(PYTHON) -m ruff format --check src tests examples benchmarks scripts training setup.py
+	$(PYTHON) -m ruff check src tests examples benchmarks scripts training setup.py
+	$(PYTHON) -m mypy src/quire
+	$(PYTHON) -m pytest tests/architecture
+	$(PYTHON) scripts/sizes.py
+
+fmt: install-dev  ## format and fix what can be fixed
+	$(PYTHON) -m ruff format src tests examples benchmarks scripts training setup.py
+	$(PYTHON) -m ruff check --fix src tests examples benchmarks scripts training setup.py
+
+test-gpu:  ## tests that need a GPU, in the environment that is active
+	$${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)
+
+bench: install-dev  ## CPU benchmark beside transformers' generate, in one run
+	$(PYTHON) benchmarks/cpu_versus_transformers.py $(ARGS)
+
+soak: install-dev  ## the long versions: 10,000 bit-identity pairs, 1,000-request disconnect runs, 20 engine kills
+	QUIRE_SOAK=1 $(PYTHON) -m pytest --timeout=3600 $(ARGS)
+
+install:
+	@bash scripts/install.sh "$(PYTHON)"
+
+install-dev:
+	@bash scripts/install.sh "$(PYTHON)" dev
+
+clean:
+	rm -rf build dist .venv src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
