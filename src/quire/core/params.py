@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from quire.core.legacy_params import accepts_legacy
 from quire.errors import InvalidRequest
 
 MAX_N = 64
@@ -25,6 +26,7 @@ class RequestOutputKind(enum.IntEnum):
     FINAL_ONLY = 2
 
 
+@accepts_legacy
 @dataclass
 class SamplingParams:
     """How to choose the tokens of one request. Fields, defaults and bounds are those of vLLM's SamplingParams.
