@@ -65,7 +65,8 @@ def accepts_legacy(cls: type[T]) -> type[T]:
             _refuse_legacy(unknown, known, kwargs.get("n", args[0] if args else 1))
         init(self, *args, **kwargs)
 
-    cls.__init__ = checked_init  # type: ignore[misc]  # the signature is kept by wraps
+    patched: Any = cls
+    patched.__init__ = checked_init
     return cls
 
 
