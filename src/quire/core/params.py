@@ -183,10 +183,16 @@ def _integer(value: Any, name: str, low: int, high: int | None) -> None:
 
 
 def _number(value: Any, name: str, low: float, high: float, above: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value < low or value > high or (above and value <= low):
+    if not _is_finite(value) or value < low or value > high or (above and value <= low):
         bound = f"in {'(' if above else '['}{low:g}, {high:g}]"
         raise InvalidRequest(f"{name} must be a number {bound}, not {_short(value)}", name)
+
+
+def _is_finite(value: Any) -> bool:
+    """A number that is neither NaN nor infinite; an integer of any size is finite (and may not fit a float)."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _strings(value: Any, name: str) -> list[str]:
@@ -218,11 +224,11 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
         if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
             key = int(key)  # JSON objects have string keys
         _integer(key, "logit_bias", 0, 2**31 - 1)
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if not _is_finite(number):
             raise InvalidRequest(
                 f"logit_bias of token {key} must be a finite number, not {_short(number)}", "logit_bias"
             )
-        bias[key] = max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, float(number)))
+        bias[key] = float(max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, number)))
     return bias
 
 

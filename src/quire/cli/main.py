@@ -1,0 +1,51 @@
+"""`quire COMMAND ...`: each command is one module of this folder with HELP and main(argv) -> exit code."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import quire.cli
+from quire.errors import QuireError
+from quire.version import __version__
+
+NOT_COMMANDS = ("args", "main", "remote")
+
+
+def commands() -> list[str]:
+    """Names of the commands, found by listing this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(quire.cli.__path__) if m.name not in NOT_COMMANDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; a QuireError ends it with one line on stderr and exit code 2, never a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-v", "-V", "--version", "version"):
+        print(f"quire {__version__}")
+        return 0
+    name = words[0]
+    if name not in commands():
+        print(f"quire: there is no command {name!r}; there are {', '.join(commands())}", file=sys.stderr)
+        return 2
+    try:
+        code: int = importlib.import_module(f"quire.cli.{name}").main(words[1:])
+        return code
+    except QuireError as error:
+        print(f"quire {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `quire env | head`
+        sys.stderr.close()
+        return 0
+
+
+def usage() -> str:
+    """The top-level help."""
+    lines = ["usage: quire COMMAND [options]", "", "commands:"]
+    for name in commands():
+        lines.append(f"  {name:10} {importlib.import_module(f'quire.cli.{name}').HELP}")
+    return "\n".join([*lines, "", "quire COMMAND --help shows a command's options; quire --version the version"])
