@@ -1,0 +1,190 @@
+"""Frontend: the caller's prompt and params -> a validated Request with its way back. No torch, no engine: LLM, AsyncLLM and the
+HTTP process all use this one, so that a check made here is made everywhere.
+"""
+
+import random
+import secrets
+from typing import Any
+
+from quire.config import EngineArgs, EngineConfig
+from quire.core.params import SamplingParams
+from quire.core.request import Request
+from quire.engine.prompts import ParsedPrompt, check_param_ids, check_token_ids, parse_prompt
+from quire.engine.stream import RequestStream
+from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
+from quire.hf_config import HfConfig
+from quire.hub import resolve_model
+from quire.text.generation_config import GenerationConfig, read_generation_config
+from quire.text.tokenizer import Tokenizer
+
+# No vocabulary in use spends more bytes on a token over a whole prompt; longer texts are refused before they are tokenised.
+MAX_BYTES_A_TOKEN = 64
+MAX_SALT_BYTES = 256
+
+
+class Frontend:
+    """Makes requests for one model.
+
+    tokenizer      None: prompts must be token ids, and outputs have no text
+    vocab_size     width of the model's logits; may be above the tokenizer's
+    max_model_len  longest prompt and output together, in tokens
+    seed           requests without a seed draw theirs from it; None: from the system's entropy
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        generation: GenerationConfig | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.generation = generation or GenerationConfig()
+        self._seeds = random.SystemRandom() if seed is None else random.Random(seed)
+
+    @classmethod
+    def load(cls, args: EngineArgs, config: EngineConfig) -> "Frontend":
+        """Reads tokenizer and sampling defaults of the checkpoint. Raises SetupError types."""
+        tokenizer = None if args.skip_tokenizer_init else Tokenizer.from_dir(tokenizer_dir(args, config))
+        generation = read_generation_config(
+            config.model_dir,
+            args.generation_config,
+            args.override_generation_config,
+            tokenizer.eos_token_id if tokenizer else None,
+        )
+        frontend = cls(
+            tokenizer,
+            vocab_size=HfConfig.from_dir(config.model_dir, config.hf_overrides).int("vocab_size"),
+            max_model_len=config.max_model_len,
+            generation=generation,
+            seed=config.seed,
+        )
+        frontend.default_params()
+        return frontend
+
+    def default_params(self) -> SamplingParams:
+        """Params of a request that names none: the checkpoint's generation_config.json over SamplingParams()."""
+        try:
+            return SamplingParams(**self.generation.sampling)
+        except InvalidRequest as error:
+            raise CheckpointError(f"generation_config.json: {error}; give --generation-config vllm") from None
+
+    def open(
+        self,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        label: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+        cap_max_tokens: bool = True,
+    ) -> RequestStream:
+        """Validates, tokenises and fills in what was left open; hand `.request` to an engine and its outputs to `.push`.
+
+        prompt          text, token ids, or a dict (see prompts.py)
+        label           the caller's name for the request; the engine's own id is random
+        cap_max_tokens  max_tokens beyond the model length is cut to what fits; False: it is refused
+        Raises InvalidRequest, ContextLengthExceeded.
+        """
+        parsed = parse_prompt(prompt)
+        params = self._own_copy(params)
+        token_ids = self._token_ids(parsed, add_special_tokens)
+        self._complete(params, len(token_ids), cap_max_tokens)
+        request = Request(
+            id=secrets.token_hex(16),
+            prompt_token_ids=token_ids,
+            params=params,
+            eos_token_ids=self.generation.eos_token_ids,
+            bad_words_token_ids=self._bad_words_ids(params),
+            priority=priority,
+            cache_salt=_checked_salt(parsed.cache_salt or cache_salt),
+        )
+        return RequestStream(request, self.tokenizer, label=label, prompt=parsed.text)
+
+    def _token_ids(self, parsed: ParsedPrompt, add_special_tokens: bool) -> list[int]:
+        ids = parsed.token_ids
+        if ids is None:
+            ids = self.tokenize(parsed.text or "", add_special_tokens)
+        if not ids:
+            raise InvalidRequest("the prompt is empty; it needs at least one token", "prompt")
+        check_token_ids(ids, self.vocab_size, "prompt")
+        if len(ids) >= self.max_model_len:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(ids)} tokens and the model length is {self.max_model_len}, which must hold at least one "
+                f"token of output too; shorten the prompt or raise max_model_len",
+                "prompt",
+            )
+        return ids
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt. A text that already begins with BOS (a chat template wrote it) does not get a second one."""
+        tokenizer = self._need_tokenizer("a text prompt")
+        ids = tokenizer.encode(text, add_special_tokens, max_bytes=self.max_model_len * MAX_BYTES_A_TOKEN)
+        bos = tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def _own_copy(self, params: SamplingParams | None) -> SamplingParams:
+        """A validated copy: fields may have been assigned since the caller's object was made."""
+        if params is None:
+            return self.default_params()
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(
+                f"sampling_params must be SamplingParams, not {type(params).__name__}", "sampling_params"
+            )
+        copy = params.clone()
+        check_param_ids(copy, self.vocab_size)
+        if copy.stop_strings:
+            self._need_tokenizer("stop")
+        return copy
+
+    def _complete(self, params: SamplingParams, num_prompt_tokens: int, cap: bool) -> None:
+        """Fills in max_tokens and seed, so that a replay of the request is exact."""
+        room = self.max_model_len - num_prompt_tokens
+        wanted = room if params.max_tokens is None else params.max_tokens
+        name, needed = ("min_tokens", params.min_tokens) if cap else ("max_tokens", wanted)
+        if needed > room:
+            raise ContextLengthExceeded(
+                f"the prompt has {num_prompt_tokens} tokens and {name} is {needed}: together {num_prompt_tokens + needed}, "
+                f"above the model length of {self.max_model_len}",
+                name,
+            )
+        params.max_tokens = min(wanted, room)
+        if params.seed is None:
+            params.seed = self._seeds.getrandbits(64)
+
+    def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        found: list[tuple[int, ...]] = []
+        for word in params.bad_words:
+            found += self._spellings(word)
+        return tuple(dict.fromkeys(found))
+
+    def _spellings(self, word: str) -> list[tuple[int, ...]]:
+        """Token sequences of a word at the start of a line and after a space."""
+        tokenizer = self._need_tokenizer("bad_words")
+        bare = word.lstrip() or word
+        spelled = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (bare, " " + bare)]
+        return [ids for ids in spelled if ids]
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest(f"{what} needs a tokenizer, and there is none (skip_tokenizer_init); use token ids")
+        return self.tokenizer
+
+
+def tokenizer_dir(args: EngineArgs, config: EngineConfig) -> str:
+    """Local folder of the tokenizer: the model's, unless another was named."""
+    if args.tokenizer is None or args.tokenizer == args.model:
+        return config.model_dir
+    revision = args.tokenizer_revision or None
+    return str(resolve_model(args.tokenizer, revision, args.download_dir, args.hf_token))
+
+
+def _checked_salt(salt: str) -> str:
+    if len(salt.encode("utf-8", "surrogatepass")) > MAX_SALT_BYTES:
+        raise InvalidRequest(f"cache_salt has more than {MAX_SALT_BYTES} bytes", "cache_salt")
+    return salt
