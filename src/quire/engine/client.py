@@ -1,0 +1,296 @@
+"""EngineClient: the API process's side of the engine. It outlives engines: what one leaves undone, the next is given again."""
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any
+
+from quire.config import EngineConfig
+from quire.core.outputs import EngineOutput
+from quire.core.request import Request
+from quire.engine import ipc
+from quire.engine.journal import POISONED, Journal
+from quire.errors import EngineUnavailable, QueueFull, QuireError, RequestPoisoned
+
+log = logging.getLogger("quire.client")
+HELLO_TIMEOUT_S = 10.0
+WATCH_TICK_S = 0.25
+SILENCE_UNHEALTHY_S = 5.0  # ten heartbeats
+SILENCE_STUCK_S = 10.0
+
+
+class Mailbox:
+    """Outputs of one request that its stream has not read yet. All that is pending is read at once, so that a slow reader
+    costs no more memory than its tokens."""
+
+    def __init__(self) -> None:
+        self.outputs: list[EngineOutput] = []
+        self.ended = False
+        self.error: QuireError | None = None
+        self.arrived = asyncio.Event()
+
+    def end(self, error: QuireError | None = None) -> None:
+        """Nothing more will come."""
+        self.ended, self.error = True, error
+        self.arrived.set()
+
+
+class Stream:
+    """The outputs of one submitted request, as they come; ends when all its sequences have ended, or raises QuireError.
+
+    It owns the request: when it is closed, or nobody holds it any more, the request leaves the engine.
+    """
+
+    def __init__(self, request_id: str, mailbox: Mailbox, release: Callable[[str], None]) -> None:
+        self._mailbox = mailbox
+        self._release = weakref.finalize(self, release, request_id)
+
+    def __aiter__(self) -> AsyncIterator[list[EngineOutput]]:
+        return self
+
+    async def __anext__(self) -> list[EngineOutput]:
+        box = self._mailbox
+        while not box.outputs:
+            if box.ended:
+                if box.error is not None:
+                    raise box.error
+                raise StopAsyncIteration
+            box.arrived.clear()
+            await box.arrived.wait()
+        outputs, box.outputs = box.outputs, []
+        return outputs
+
+    def close(self) -> None:
+        """Gives the request up. Harmless when it is done."""
+        self._release()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EngineClient:
+    """Submits requests to whatever engine is alive and hands on what it gives.
+
+    args        engine options, for an engine that starts from nothing
+    token       what an engine of this server must say first
+    step_timeout_s  a step that takes longer means that the engine is stuck
+    on_ready    called when an engine serves (again)
+    on_stuck    called with the engine's pid and the reason when it must be killed
+    on_outputs  called for each step's report, for metrics
+    """
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        *,
+        token: str,
+        step_timeout_s: float = 60.0,
+        on_ready: Callable[[ipc.Ready], None] = lambda ready: None,
+        on_stuck: Callable[[int, str], None] = lambda pid, reason: None,
+        on_outputs: Callable[[ipc.Outputs], None] = lambda outputs: None,
+    ) -> None:
+        self.journal = Journal()
+        self.ready: ipc.Ready | None = None
+        self.stats = ipc.Stats()
+        self.max_num_waiting: int | None = None
+        self.watch = Watch(step_timeout_s)
+        self._args = args
+        self._config: EngineConfig | None = None
+        self._token = token
+        self._on_ready, self._on_stuck, self._on_outputs = on_ready, on_stuck, on_outputs
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._pid = 0
+        self._closed: QuireError | None = None
+
+    async def listen(self, path: str) -> asyncio.AbstractServer:
+        """Waits for engines at the UNIX socket `path`."""
+        self._loop = asyncio.get_running_loop()
+        return await asyncio.start_unix_server(self._serve_connection, path, limit=2**20)
+
+    @property
+    def serving(self) -> bool:
+        """An engine is connected, ready and not stuck."""
+        return self.ready is not None and self.watch.healthy
+
+    def submit(self, request: Request) -> Stream:
+        """Queues a request. While no engine is up it waits for one.
+
+        Raises QueueFull, RequestPoisoned, or EngineUnavailable when no engine will come any more.
+        """
+        if self._closed is not None:
+            raise self._closed
+        if self.max_num_waiting is not None and self.journal.num_waiting >= self.max_num_waiting:
+            raise QueueFull(f"{self.max_num_waiting} requests wait already; try again later")
+        self.journal.add(request)
+        mailbox = self._mailboxes[request.id] = Mailbox()
+        self._flush()
+        return Stream(request.id, mailbox, self._release)
+
+    def close(self, error: QuireError | None = None) -> None:
+        """No engine will come any more: every live request fails."""
+        self._closed = error or EngineUnavailable("the server is stopping")
+        for request_id in list(self._mailboxes):
+            self._fail(request_id, self._closed)
+        if self._writer is not None:
+            self._send(ipc.Shutdown())
+
+    async def watch_engine(self) -> None:
+        """Runs for ever: notices an engine that hangs. Counts only time in which this process itself ran."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_TICK_S)
+            now = time.monotonic()
+            reason = self.watch.tick(min(now - before, 2 * WATCH_TICK_S)) if self.ready is not None else None
+            before = now
+            if reason is not None:
+                log.error("the engine is stuck: %s", reason)
+                self._on_stuck(self._pid, reason)
+
+    def _release(self, request_id: str) -> None:
+        """May be called from any thread, as the garbage collector does."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to release
+            self._loop.call_soon_threadsafe(self._forget, request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._mailboxes.pop(request_id, None)
+        self.journal.remove(request_id)
+        self._flush()
+
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One engine's whole life, from hello to its end. A peer that speaks out of turn is closed, and nothing else."""
+        try:
+            hello = await asyncio.wait_for(ipc.read(reader, ipc.from_engine), HELLO_TIMEOUT_S)
+            if not isinstance(hello, ipc.Hello) or hello.token != self._token:
+                return
+            if self._writer is not None:
+                self._lost(self._writer)
+            self._writer, self._pid = writer, hello.pid
+            self._send(ipc.Start(self._args, self._config))
+            while (message := await ipc.read(reader, ipc.from_engine)) is not None and self._writer is writer:
+                self._handle(message)
+        except ipc.BadFrame as error:
+            log.warning("a peer of the engine socket was closed: %s", error)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._lost(writer)
+            writer.close()
+
+    def _handle(self, message: ipc.FromEngine) -> None:
+        self.watch.heard()
+        if isinstance(message, ipc.Outputs):
+            self._deliver(message)
+        elif isinstance(message, ipc.Heartbeat):
+            self.watch.beat(message)
+            self.stats = message.stats
+        elif isinstance(message, ipc.Started):
+            self.journal.start(message.request_ids)
+        elif isinstance(message, ipc.Ready):
+            self._engine_up(message)
+        elif isinstance(message, ipc.Refused):
+            self._refused(message)
+        self._flush()
+
+    def _deliver(self, message: ipc.Outputs) -> None:
+        self.watch.progressed()
+        for output in message.outputs:
+            told = self.journal.record(output)
+            mailbox = self._mailboxes.get(told.request_id) if told is not None else None
+            if told is None or mailbox is None:
+                continue
+            mailbox.outputs.append(told)
+            if told.request_id not in self.journal.entries:
+                self._mailboxes.pop(told.request_id).end()
+            else:
+                mailbox.arrived.set()
+        self._on_outputs(message)
+
+    def _engine_up(self, ready: ipc.Ready) -> None:
+        self.ready = ready
+        self._config = ready.config
+        self.watch.reset()
+        self.journal.engine_up()
+        self._on_ready(ready)
+
+    def _lost(self, writer: asyncio.StreamWriter) -> None:
+        if self._writer is not writer:
+            return
+        self._writer = None
+        self.ready = None
+        self.stats = ipc.Stats()
+        for request_id in self.journal.engine_down():
+            self._fail(request_id, RequestPoisoned(POISONED))
+
+    def _refused(self, message: ipc.Refused) -> None:
+        request_id = self.journal.request_id_of(message.request_id)
+        if request_id is not None:
+            self._fail(request_id, ipc.error_named(message.kind, message.message, message.param))
+
+    def _fail(self, request_id: str, error: QuireError) -> None:
+        mailbox = self._mailboxes.pop(request_id, None)
+        self.journal.remove(request_id)
+        if mailbox is not None:
+            mailbox.end(error)
+
+    def _flush(self) -> None:
+        if self._writer is not None:
+            for message in self.journal.take_messages():
+                self._send(message)
+
+    def _send(self, message: ipc.Message) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(ipc.encode(message))
+
+
+class Watch:
+    """Whether the engine is alive, in seconds of this process's own running time."""
+
+    def __init__(self, step_timeout_s: float) -> None:
+        self.step_timeout_s = step_timeout_s
+        self.reset()
+
+    def reset(self) -> None:
+        """A new engine."""
+        self.silent_s = 0.0
+        self.stalled_s = 0.0
+        self.num_steps = -1
+        self.working = False
+
+    def heard(self) -> None:
+        """Any message came."""
+        self.silent_s = 0.0
+
+    def progressed(self) -> None:
+        """A step ended."""
+        self.stalled_s = 0.0
+
+    def beat(self, heartbeat: ipc.Heartbeat) -> None:
+        """A heartbeat came."""
+        if heartbeat.stats.num_steps != self.num_steps or not heartbeat.working:
+            self.stalled_s = 0.0
+        self.num_steps, self.working = heartbeat.stats.num_steps, heartbeat.working
+
+    def tick(self, elapsed_s: float) -> str | None:
+        """Time passed. Returns why the engine must be killed, when it must."""
+        self.silent_s += elapsed_s
+        self.stalled_s += elapsed_s if self.working else 0.0
+        if self.silent_s > SILENCE_STUCK_S:
+            return f"nothing heard for {self.silent_s:.0f} s"
+        if self.stalled_s > self.step_timeout_s:
+            return f"a step has taken {self.stalled_s:.0f} s"
+        return None
+
+    @property
+    def healthy(self) -> bool:
+        """The engine speaks, and its step is not overdue."""
+        return self.silent_s <= min(SILENCE_UNHEALTHY_S, self.step_timeout_s) and self.stalled_s <= self.step_timeout_s
