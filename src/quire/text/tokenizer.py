@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from quire.errors import CheckpointError, InvalidRequest
+from quire.text.convert import convert, load_hf_tokenizer
 from quire.text.special_tokens import SpecialTokens, apply_bos_eos_flags, read_special_tokens
 from quire.text.token_text import TokenText, token_text_of
 
@@ -27,13 +28,13 @@ class Tokenizer:
     vocab_size  one more than the highest token id, added tokens included
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens, folder: Path, hf: Any = None) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens, folder: Path) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._special = special
         self._folder = folder
-        self._hf = hf
+        self._hf: Any = None
         self._hf_lock = threading.Lock()
         added = backend.get_added_tokens_decoder()
         self.added_tokens: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
@@ -47,7 +48,7 @@ class Tokenizer:
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
-            return cls._from_transformers(folder)
+            return cls(*convert(folder), folder)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for malformed files
@@ -56,18 +57,6 @@ class Tokenizer:
         special.add_missing(backend)
         apply_bos_eos_flags(backend, special)
         return cls(backend, special, folder)
-
-    @classmethod
-    def _from_transformers(cls, folder: Path) -> "Tokenizer":
-        hf = load_hf_tokenizer(folder)
-        backend = getattr(hf, "backend_tokenizer", None)
-        if backend is None:
-            raise CheckpointError(
-                f"{folder} has no tokenizer.json and transformers has no fast tokenizer for it; save one there with "
-                "transformers' convert_slow_tokenizer"
-            )
-        special = SpecialTokens({k: str(v) for k, v in hf.special_tokens_map.items() if isinstance(v, str)})
-        return cls(backend, special, folder, hf)
 
     def encode(self, text: str, add_special_tokens: bool = True, max_bytes: int | None = None) -> list[int]:
         """Token ids of `text`; `add_special_tokens` puts bos and eos where the checkpoint wants them.
@@ -152,18 +141,6 @@ def check_text(text: Any, max_bytes: int | None = None) -> None:
         raise InvalidRequest(f"text holds a lone surrogate (half a character) at position {error.start}") from None
     if max_bytes is not None and num_bytes > max_bytes:
         raise InvalidRequest(f"text has {num_bytes} bytes; at most {max_bytes} can fit the model length")
-
-
-def load_hf_tokenizer(folder: Path) -> Any:
-    """transformers' AutoTokenizer for a local folder; code that the folder may hold is never run."""
-    # Imported here because transformers takes seconds and may import torch; tokenizer.json needs neither.
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # any parser's error can come up from a broken file
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"no tokenizer can be read from {folder}: {reason}") from None
 
 
 def visible_ids(tokenizer: Tokenizer, token_ids: Iterable[int], skip_special_tokens: bool) -> list[int]:
