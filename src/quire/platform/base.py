@@ -1,10 +1,24 @@
 """Platform: facts of the machine. It knows no feature's name; capability is asked of the operator, not of the device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
 from quire.config import MachineFacts
+
+
+class Graph(Protocol):
+    """A captured sequence of device work. `pool` is memory that later captures may share, since graphs run one at a time."""
+
+    pool: Any
+
+    def replay(self) -> None:
+        """Asks the device to do the captured work again, on the same tensors."""
+
+    def close(self) -> None:
+        """Forgets the work; memory comes back once every graph of the pool is closed."""
 
 
 class Platform(ABC):
@@ -33,6 +47,13 @@ class Platform(ABC):
     @abstractmethod
     def supports_graphs(self) -> bool:
         """Whether a step can be captured and replayed."""
+
+    @abstractmethod
+    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Graph:
+        """Runs `work` twice, the second time as a capture, in memory of `pool` (None = a new one).
+
+        `work` must not wait for the device, and reads and writes tensors that outlive the graph.
+        """
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:

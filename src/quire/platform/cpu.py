@@ -2,12 +2,14 @@
 
 import platform as host
 import resource
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
 
 from quire.config import MachineFacts
-from quire.platform.base import Platform
+from quire.platform.base import Graph, Platform
 
 
 class CpuPlatform(Platform):
@@ -32,6 +34,9 @@ class CpuPlatform(Platform):
 
     def supports_graphs(self) -> bool:
         return False
+
+    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Graph:
+        raise NotImplementedError("a CPU captures no graphs; ask supports_graphs() first")
 
     def peak_memory_bytes(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,110 @@
+"""paged_attention on the GPU: split-key decoding for rows with one query, flash attention over packed tiles for the others.
+
+A step of nothing but decoding rows launches the first alone, with a grid that depends on shapes and not on lengths, so that it can
+be captured in a graph; lengths are read on the device. A mixed step launches both, each of which passes over the other's rows.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from quire.backends.triton._support import next_power_of_2, shared_memory_bytes, why_not
+from quire.ops.forward_batch import ForwardBatch
+
+__all__ = ["IMPLEMENTS", "run", "why_not"]
+
+IMPLEMENTS = "paged_attention"
+LOG2_E = 1.4426950408889634
+SPLIT_KEYS = 256
+MAX_SPLITS = 32
+TARGET_PROGRAMS = 2048  # enough to fill a large GPU several times over, so that rows of unlike lengths even out
+MIN_PROGRAMS = 4  # programs a row and head have at any batch size
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile sizes of one kernel; chosen from the head size, the element size and the device, never from the batch."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+    precision: str
+
+
+@cache
+def decode_tiles(head_size: int, group: int, itemsize: int) -> Tiles:
+    """Tiles for rows of one query: `group` heads padded to what a matrix instruction takes."""
+    block_d = max(16, next_power_of_2(head_size))
+    block_n = 64 if block_d * itemsize <= 256 else 32
+    return Tiles(max(16, next_power_of_2(group)), block_n, block_d, 4, 5, "ieee" if itemsize == 4 else "tf32")
+
+
+@cache
+def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) -> Tiles:
+    """Tiles for packed queries; smaller ones in fp32, whose products take the slow exact path, and where shared memory is small."""
+    block_d = max(16, next_power_of_2(head_size))
+    if itemsize == 4:
+        return Tiles(max(32, next_power_of_2(group)), 32, block_d, 4, 1, "ieee")
+    block_n = 64 if block_d <= 128 else 32
+    needed = (128 + 2 * 3 * block_n) * block_d * itemsize
+    if needed <= shared_bytes:
+        return Tiles(max(128, next_power_of_2(group)), block_n, block_d, 8, 3, "tf32")
+    return Tiles(max(64, next_power_of_2(group)), 32, block_d, 4, 2, "tf32")
+
+
+def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
+    """See quire.ops.paged_attention."""
+    num_tokens, num_sequences = q.shape[0], fwd.num_sequences
+    decode_only = fwd.max_query_len == 1 and num_tokens == num_sequences
+    # Every row of a decoding step is written; elsewhere a row that belongs to no sequence must still be zero.
+    out = (torch.empty if decode_only else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
+    if num_tokens and num_sequences:
+        if not decode_only:
+            _prefill(q, kv, fwd, scale, window, out)
+        _decode(q, kv, fwd, scale, window, out)
+    return out
+
+
+def _decode(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int, out: Tensor) -> None:
+    from quire.backends.triton._kernels_attention import combine_kernel, decode_kernel
+
+    num_sequences, (_, num_heads, head_size), kv_heads = fwd.num_sequences, q.shape, kv.shape[3]
+    group = num_heads // kv_heads
+    tiles = decode_tiles(head_size, group, q.element_size())
+    max_keys = min(fwd.max_seq_len, window + SPLIT_KEYS - 1) if window else fwd.max_seq_len
+    max_splits = min(MAX_SPLITS, -(-max_keys // SPLIT_KEYS))
+    programs = min(max_splits, max(MIN_PROGRAMS, -(-TARGET_PROGRAMS // (num_sequences * kv_heads))))
+    shape = (num_sequences, num_heads, max_splits) if max_splits > 1 else (1, 1, 1)
+    partial = torch.empty((*shape, head_size), dtype=torch.float32, device=q.device)
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    decode_kernel[(kv_heads, programs, num_sequences)](
+        q, kv, fwd.block_tables, fwd.query_start_loc, fwd.seq_lens, out, partial, lse, scale * LOG2_E,
+        q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3), fwd.block_tables.stride(0),
+        max_splits, num_heads, group, head_size, kv.shape[2], window, tiles.block_m, tiles.block_n, tiles.block_d,
+        SPLIT_KEYS, MAX_SPLITS, tiles.precision, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    if max_splits > 1:
+        combine_kernel[(num_heads, num_sequences)](
+            fwd.query_start_loc, fwd.seq_lens, partial, lse, out, max_splits,
+            num_heads, head_size, window, tiles.block_d, SPLIT_KEYS, MAX_SPLITS, num_warps=4,
+        )  # fmt: skip
+
+
+def _prefill(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int, out: Tensor) -> None:
+    from quire.backends.triton._kernels_attention import prefill_kernel
+
+    num_tokens, num_heads, head_size = q.shape
+    kv_heads = kv.shape[3]
+    group = num_heads // kv_heads
+    tiles = prefill_tiles(head_size, group, q.element_size(), shared_memory_bytes())
+    num_tiles = num_tokens // (tiles.block_m // group) + fwd.num_sequences
+    prefill_kernel[(num_tiles, kv_heads)](
+        q, kv, fwd.block_tables, fwd.query_start_loc, fwd.seq_lens, out, fwd.num_sequences, scale * LOG2_E,
+        q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3), fwd.block_tables.stride(0),
+        num_heads, group, head_size, kv.shape[2], window, tiles.block_m, tiles.block_n, tiles.block_d, tiles.precision,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
