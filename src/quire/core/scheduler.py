@@ -1,0 +1,413 @@
+"""Scheduler: each step, divides a budget of tokens so that every sequence's num_computed_tokens catches up.
+
+    add ──▶ WAITING ──admit──▶ RUNNING ──commit: stop, length, error──▶ FINISHED
+               ▲                  │                                        ▲
+               └────preempt───────┘           abort, at any moment ────────┘
+
+Three rules make progress certain:
+
+1. Admission reserves blocks for all tokens known so far, and leaves one free block a running sequence. So chunks never lack
+   blocks; only a sequence that generates past the end of its last block does.
+2. When it does and none is free, the last running sequence in policy order loses its blocks and waits at its old place in the
+   queue, to be recomputed. The first in order is never a victim of others, so it goes on.
+3. A sequence that lost its blocks MAX_PREEMPTIONS times is pinned: it is admitted again only together with every block it can
+   ever need, so it asks for none and is never a victim. Preemptions are thus at most MAX_PREEMPTIONS a sequence.
+
+Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer ones from being admitted, those that run end or are
+preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is served strictly in order.
+"""
+
+from dataclasses import dataclass, field
+
+from quire.core.admission import check_request
+from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
+from quire.core.block_pool import BlockPool
+from quire.core.config import SchedulerConfig, SchedulerStats
+from quire.core.outputs import EngineOutput
+from quire.core.policy import ORDERS, WaitingQueue
+from quire.core.prefix_cache import CachedPrefix, PrefixCache, PrefixChain
+from quire.core.request import Request
+from quire.core.sequence import Sequence, Status
+from quire.core.stop import Cut, StopRule
+from quire.errors import InvalidRequest, QueueFull
+
+__all__ = ["MAX_PREEMPTIONS", "Scheduler", "SchedulerConfig", "SchedulerStats"]
+
+MAX_PREEMPTIONS = 3
+
+
+@dataclass
+class _Step:
+    """A step being put together. rows: one a sequence, in batch order; budget: tokens not yet given out."""
+
+    budget: int
+    rows: dict[int, ScheduledSequence] = field(default_factory=dict)
+    added: list[NewSequence] = field(default_factory=list)
+    preempted: bool = False
+
+    def give(self, row: ScheduledSequence) -> None:
+        self.rows[row.seq_id] = row
+        self.budget -= row.num_new_tokens
+
+    def take_back(self, seq_id: int) -> None:
+        row = self.rows.pop(seq_id, None)
+        if row is not None:
+            self.budget += row.num_new_tokens
+
+
+class Scheduler:
+    """Continuous batching over a paged KV cache. Decides only: no clock, no I/O, no randomness.
+
+    Calls come in turns: schedule, execute elsewhere, commit of that same batch. add and abort may come at any moment between
+    calls, also between schedule and commit; the scheduler is not safe for concurrent threads.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.cache = PrefixCache(config.block_size) if config.enable_prefix_caching else None
+        self.pool = BlockPool(config.num_blocks, config.block_size, self.cache)
+        self._order = ORDERS[config.policy]
+        self._waiting = WaitingQueue(self._order)
+        self._running: dict[int, Sequence] = {}
+        self._held: dict[str, list[Sequence]] = {}
+        self._requests: dict[str, dict[int, Sequence]] = {}  # sequences that have not ended, by request and index
+        self._removed: list[int] = []
+        self._in_flight: Batch | None = None
+        self._prompt_goes_alone = False
+        self._stuck: tuple[int, int] | None = None
+        self._next_seq_id = 0
+        self._num_preemptions = 0
+        self._num_step_tokens = 0
+
+    # ---- what callers ask for ----
+
+    def add(self, request: Request) -> None:
+        """Takes in a request; its sequences wait. Those that a replay shows to have ended are not run again.
+
+        Raises ClientError: it can never fit, its id is in use, or too many requests wait.
+        """
+        check_request(request, self.config)
+        if request.id in self._requests:
+            raise InvalidRequest(f"a request with id {request.id!r} is already here", "request_id")
+        limit = self.config.max_num_queued_reqs
+        if limit is not None:
+            num_seats = self.config.max_num_seqs - len(self._running)
+            if self._waiting.num_requests >= limit + num_seats:
+                raise QueueFull(
+                    f"{self._waiting.num_requests} requests wait; the limit is --max-num-queued-reqs {limit}"
+                )
+        sequences = self._sequences_of(request)
+        if not sequences:
+            return
+        self._requests[request.id] = {sequence.index: sequence for sequence in sequences}
+        if self.cache is not None and len(sequences) > 1:
+            self._held[request.id] = sequences[1:]
+            del sequences[1:]
+        for sequence in sequences:
+            self._waiting.push(sequence)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or one of its n sequences, without an output. Its blocks are free at once.
+
+        Unknown and ended ids are ignored. If a step is under way, what it gives for the request is dropped.
+        """
+        sequences = self._requests.get(request_id, {})
+        if index is None:
+            self._held.pop(request_id, None)
+        for sequence in list(sequences.values()):
+            if index is None or sequence.index == index:
+                self._end(sequence)
+
+    def preempt(self, request_id: str) -> None:
+        """Takes the blocks of a request's running sequences; they wait and are recomputed. Results of a step under way are dropped."""
+        for sequence in self._requests.get(request_id, {}).values():
+            if sequence.status is Status.RUNNING:
+                self._preempt(sequence)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached blocks, such as after a change of weights. Running sequences are preempted and recomputed."""
+        for sequence in list(self._running.values()):
+            self._preempt(sequence)
+        if self.cache is not None:
+            self.cache.reset()
+
+    def has_work(self) -> bool:
+        """True while a sequence has not ended."""
+        return bool(self._requests)
+
+    def stats(self) -> SchedulerStats:
+        """How things stand now."""
+        num_running = len(self._running)
+        num_held = sum(len(sequences) for sequences in self._held.values())
+        return SchedulerStats(
+            running=num_running,
+            waiting=len(self._waiting) + num_held,
+            kv_cache_usage=1.0 - self.pool.num_free / self.pool.num_usable,
+            prefix_cache_queries=self.cache.num_queries if self.cache is not None else 0,
+            prefix_cache_hits=self.cache.num_hits if self.cache is not None else 0,
+            num_preemptions=self._num_preemptions,
+            num_step_tokens=self._num_step_tokens,
+        )
+
+    def check(self) -> None:
+        """Proves the block pool sound; raises RuntimeError if it is not. For tests and debugging."""
+        self.pool.check(self._running.values())
+
+    # ---- one step ----
+
+    def schedule(self) -> Batch:
+        """Decides the next step: running sequences first, decodes before chunks, then the queue in order."""
+        if self._in_flight is not None:
+            raise RuntimeError("schedule() called again before commit() of the last batch")
+        step = _Step(self.config.max_num_batched_tokens)
+        if self._prompt_goes_alone:
+            self._prompt_goes_alone = False
+            self._admit(step)
+        if not step.rows:
+            self._continue_running(step)
+            if not step.preempted:
+                self._admit(step)
+        self._num_step_tokens = self.config.max_num_batched_tokens - step.budget
+        self._in_flight = Batch(list(step.rows.values()), step.added, self._removed)
+        self._removed = []
+        return self._in_flight
+
+    def commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
+        """Takes in what the step gave: appends tokens, ends sequences, files full blocks in the prefix cache.
+
+        Returns an output for each sequence that got tokens or ended, in batch order.
+        Raises RuntimeError if the result is not one of this batch.
+        """
+        if batch is not self._in_flight:
+            raise RuntimeError("commit() of a batch that is not the one under way")
+        self._in_flight = None
+        outputs = []
+        for row, sequence_result in zip(batch.scheduled, result.results, strict=True):
+            if sequence_result.seq_id != row.seq_id:
+                raise RuntimeError(f"result for sequence {sequence_result.seq_id} where {row.seq_id} was scheduled")
+            sequence = self._running.get(row.seq_id)
+            if sequence is not None:  # else it was aborted or preempted meanwhile
+                output = self._accept(sequence, sequence_result)
+                if output is not None:
+                    outputs.append(output)
+        return outputs
+
+    # ---- scheduling ----
+
+    def _continue_running(self, step: _Step) -> None:
+        block_size = self.config.block_size
+        chunks = []
+        for sequence in list(self._running.values()):
+            if sequence.status is not Status.RUNNING:
+                continue  # preempted a moment ago
+            if sequence.num_computed_tokens + 1 != len(sequence.token_ids):
+                chunks.append(sequence)
+            elif step.budget:
+                if sequence.num_computed_tokens < len(sequence.block_ids) * block_size:
+                    step.give(sequence.decode_row)
+                    sequence.num_computed_tokens += 1
+                else:
+                    self._continue(sequence, 1, step)
+        for sequence in chunks:
+            num_new = min(len(sequence.token_ids) - sequence.num_computed_tokens, step.budget)
+            if num_new and sequence.status is Status.RUNNING:
+                self._continue(sequence, num_new, step)
+
+    def _continue(self, sequence: Sequence, num_new: int, step: _Step) -> None:
+        new_block_ids = self._grow(sequence, num_new, step)
+        if new_block_ids is not None:
+            step.give(ScheduledSequence(sequence.seq_id, num_new, new_block_ids))
+            sequence.num_computed_tokens += num_new
+
+    def _grow(self, sequence: Sequence, num_new: int, step: _Step) -> list[int] | None:
+        """Gives the sequence blocks for its next tokens; None if it had to give up its own instead."""
+        num_blocks = self.config.blocks_for(sequence.num_computed_tokens + num_new) - len(sequence.block_ids)
+        while self.pool.num_free < num_blocks:
+            victim = self._victim()
+            step.take_back(victim.seq_id)
+            step.preempted = True
+            self._preempt(victim)
+            if victim is sequence:
+                return None
+        new_block_ids = self.pool.allocate(max(num_blocks, 0))
+        sequence.block_ids += new_block_ids
+        return new_block_ids
+
+    def _victim(self) -> Sequence:
+        """The last running sequence in policy order that is not pinned."""
+        return max((s for s in self._running.values() if s.num_preemptions < MAX_PREEMPTIONS), key=self._order)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave_running(sequence)
+        sequence.lose_blocks()
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        self._waiting.push(sequence)
+
+    def _admit(self, step: _Step) -> None:
+        while step.budget and len(self._running) < self.config.max_num_seqs:
+            sequence = self._waiting.peek()
+            if sequence is None or self._is_stuck(sequence) or not self._place(sequence, step):
+                return
+
+    def _place(self, sequence: Sequence, step: _Step) -> bool:
+        """Admits the head of the queue if budget and blocks allow."""
+        found = self._match(sequence)
+        num_cached = len(found) * self.config.block_size
+        num_new = self._first_chunk(len(sequence.token_ids) - num_cached, step.budget)
+        if not num_new:
+            self._prompt_goes_alone = True
+            return False
+        if not self._take_blocks(sequence, [entry.block_id for entry in found]):
+            return False
+        self._stuck = None
+        self._waiting.pop(Status.RUNNING)
+        self._running[sequence.seq_id] = sequence
+        self._note_hits(sequence, found)
+        step.added.append(sequence.as_new())
+        step.give(ScheduledSequence(sequence.seq_id, num_new))
+        sequence.num_computed_tokens += num_new
+        return True
+
+    def _is_stuck(self, sequence: Sequence) -> bool:
+        """True if it lacked blocks before and there is no more room since; saves looking up a long prompt in every step."""
+        return self._stuck is not None and self._stuck[0] == sequence.seq_id and self._room() <= self._stuck[1]
+
+    def _room(self) -> int:
+        # One block is left for each running sequence; else a newcomer would soon be the victim of their growth.
+        return self.pool.num_free - len(self._running)
+
+    def _match(self, sequence: Sequence) -> list[CachedPrefix]:
+        if self.cache is None or sequence.prefix is None or sequence.prompt_logprobs is not None:
+            return []  # prompt logprobs need every position computed
+        max_blocks = (
+            len(sequence.token_ids) - 1
+        ) // self.config.block_size  # logits come of the last token: compute it
+        return self.cache.match(sequence.prefix, sequence.token_ids, max_blocks)
+
+    def _first_chunk(self, num_left: int, budget: int) -> int:
+        """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
+        if num_left <= budget:
+            return num_left
+        # Without chunked prefill prompts fit a step (add saw to it); prompt and generated tokens of a sequence that comes back may not.
+        whole = not self.config.enable_chunked_prefill and num_left <= self.config.max_num_batched_tokens
+        return 0 if whole else budget
+
+    def _take_blocks(self, sequence: Sequence, cached_block_ids: list[int]) -> bool:
+        pinned = sequence.num_preemptions >= MAX_PREEMPTIONS
+        num_tokens = sequence.max_kv_tokens if pinned else len(sequence.token_ids)
+        num_blocks = self.config.blocks_for(num_tokens) - len(cached_block_ids)
+        if self._room() - self.pool.num_free_among(cached_block_ids) < num_blocks:
+            self._stuck = (sequence.seq_id, self._room())
+            return False
+        self.pool.share(cached_block_ids)
+        sequence.block_ids = cached_block_ids + self.pool.allocate(num_blocks)
+        return True
+
+    def _note_hits(self, sequence: Sequence, found: list[CachedPrefix]) -> None:
+        num_cached = len(found) * self.config.block_size
+        sequence.num_computed_tokens = num_cached
+        if sequence.prefix is not None:
+            sequence.prefix.advance(found)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
+            if self.cache is not None and sequence.prompt_logprobs is None:
+                self.cache.count(len(sequence.token_ids), num_cached)
+
+    # ---- committing ----
+
+    def _accept(self, sequence: Sequence, result: SequenceResult) -> EngineOutput | None:
+        if result.error is not None:
+            return self._fail(sequence, result.error)
+        caught_up = sequence.num_computed_tokens == len(sequence.token_ids)
+        if caught_up != bool(result.token_ids):
+            raise RuntimeError(f"sequence {sequence.seq_id} got {len(result.token_ids)} tokens, caught up: {caught_up}")
+        if sequence.prompt_logprobs is not None and result.prompt_logprobs:
+            sequence.prompt_logprobs += result.prompt_logprobs
+        self._file_blocks(sequence)
+        if not caught_up:
+            return None
+        if self._held:
+            self._release_siblings(sequence.request.id)
+        return self._extend(sequence, result, sequence.stop.cut(sequence.num_generated, result.token_ids))
+
+    def _extend(self, sequence: Sequence, result: SequenceResult, cut: Cut) -> EngineOutput:
+        token_ids = result.token_ids[: cut.num_kept]
+        sequence.token_ids += token_ids
+        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
+        if cut.finish_reason is not None:
+            self._end(sequence)
+        return EngineOutput(
+            sequence.request.id,
+            sequence.index,
+            token_ids,
+            None if result.logprobs is None else result.logprobs[: cut.num_kept],
+            prompt_logprobs,
+            cut.finish_reason,
+            cut.stop_reason,
+            sequence.num_cached_tokens or 0,
+        )
+
+    def _fail(self, sequence: Sequence, error: str) -> EngineOutput:
+        # What it computed in earlier steps may be as bad as this one, and so may what it shared: none is found again.
+        if self.cache is not None:
+            for block_id in sequence.block_ids:
+                self.cache.forget(block_id)
+        self._end(sequence)
+        return EngineOutput(
+            sequence.request.id,
+            sequence.index,
+            [],
+            finish_reason="error",
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            error=error,
+        )
+
+    def _file_blocks(self, sequence: Sequence) -> None:
+        if self.cache is None or sequence.prefix is None:
+            return
+        num_full = sequence.num_computed_tokens // self.config.block_size
+        if num_full > sequence.prefix.num_blocks:
+            self.cache.file(sequence.prefix, sequence.token_ids, sequence.block_ids, num_full)
+
+    # ---- lifetimes ----
+
+    def _sequences_of(self, request: Request) -> list[Sequence]:
+        sequences = []
+        for index in range(request.params.n):
+            stop = StopRule(request, self.config.max_model_len)
+            prefix = PrefixChain((request.cache_salt,)) if self.cache is not None else None
+            sequence = Sequence(self._next_seq_id, index, request, stop, prefix)
+            self._next_seq_id += 1
+            emitted = sequence.token_ids[sequence.num_prompt_tokens :]
+            if stop.cut(0, emitted).finish_reason is None:
+                sequences.append(sequence)
+        return sequences
+
+    def _release_siblings(self, request_id: str) -> None:
+        """The prompt is computed, or who computed it is gone: sequences that waited for it enter the queue."""
+        for sequence in self._held.pop(request_id, ()):
+            self._waiting.push(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """Takes a sequence out of wherever it is; its blocks are free."""
+        request_id = sequence.request.id
+        held = self._held.get(request_id)
+        if sequence.status is Status.RUNNING:
+            self._leave_running(sequence)
+        elif sequence.status is Status.WAITING:
+            self._waiting.discard(sequence)
+        elif held is not None:
+            held.remove(sequence)
+        if sequence.status is not Status.HELD:
+            self._release_siblings(request_id)
+        sequence.status = Status.FINISHED
+        siblings = self._requests[request_id]
+        del siblings[sequence.index]
+        if not siblings:
+            del self._requests[request_id]
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        del self._running[sequence.seq_id]
+        self._removed.append(sequence.seq_id)
+        self.pool.free(sequence.block_ids)

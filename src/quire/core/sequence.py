@@ -1,0 +1,102 @@
+"""Sequence: one growing token stream of a request."""
+
+import enum
+
+from quire.core.batch import NewSequence, ScheduledSequence, TokenLogprobs
+from quire.core.prefix_cache import PrefixChain
+from quire.core.request import Request
+from quire.core.stop import StopRule
+
+
+class Status(enum.Enum):
+    """Where a sequence is. The order means nothing.
+
+    HELD      waits until a sibling has computed their common prompt; in no queue
+    WAITING   in the waiting queue, holds no blocks; new, or preempted
+    RUNNING   holds blocks; the runner knows it
+    FINISHED  ended; nothing refers to it but dead queue entries
+    """
+
+    HELD = "held"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """One growing token stream. Only the scheduler changes it.
+
+        0 ─── in the KV cache ───▶ num_computed_tokens ─── known, not computed ───▶ len(token_ids)
+        0 ─── prompt ───▶ num_prompt_tokens ─── generated ───▶ len(token_ids)
+        0 ─── slots that it holds ───▶ len(block_ids) · block_size
+
+    There is no prefill or decode phase: num_computed_tokens catches up with len(token_ids), and a token is sampled when it does.
+    num_computed_tokens moves when a step is scheduled, so while a step is under way it includes what that step computes.
+
+    seq_id             also the order of arrival
+    index              which of the request's n sequences
+    num_cached_tokens  prompt tokens found in the prefix cache when first admitted; None before
+    num_preemptions    times that it lost its blocks
+    prompt_logprobs    collected so far; None when none are wanted or they have been reported
+    prefix             where it stands in the prefix cache; None without prefix caching
+    decode_row         its row in every step that computes one token and needs no new block
+    """
+
+    __slots__ = (
+        "block_ids", "decode_row", "index", "num_cached_tokens", "num_computed_tokens", "num_preemptions",
+        "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "seq_id", "status", "stop", "token_ids",
+    )  # fmt: skip
+
+    def __init__(self, seq_id: int, index: int, request: Request, stop: StopRule, prefix: PrefixChain | None) -> None:
+        emitted = request.emitted_token_ids[index] if index < len(request.emitted_token_ids) else ()
+        self.seq_id = seq_id
+        self.index = index
+        self.request = request
+        self.stop = stop
+        self.prefix = prefix
+        self.token_ids = [*request.prompt_token_ids, *emitted]
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.block_ids: list[int] = []
+        self.status = Status.HELD
+        self.num_cached_tokens: int | None = None
+        self.num_preemptions = 0
+        wanted = request.params.prompt_logprobs is not None and index == 0 and not emitted
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
+        self.decode_row = ScheduledSequence(seq_id, 1)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens after the prompt, replayed ones included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """The most tokens whose keys and values it can ever need; those of the last token are not."""
+        return self.num_prompt_tokens + self.stop.max_tokens - 1
+
+    def lose_blocks(self) -> None:
+        """Forgets all that was computed; the tokens stay."""
+        self.block_ids = []
+        self.num_computed_tokens = 0
+        if self.prefix is not None:
+            self.prefix.restart()
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = []
+
+    def as_new(self) -> NewSequence:
+        """What a runner must be told when the sequence is admitted. Lists are copies: the runner appends to its own."""
+        params = self.request.params
+        if params.prompt_logprobs is not None and self.prompt_logprobs is None:
+            params = params.clone(prompt_logprobs=None)  # a sibling reports them, or they have been reported
+        return NewSequence(
+            seq_id=self.seq_id,
+            index=self.index,
+            token_ids=list(self.token_ids),
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_computed_tokens=self.num_computed_tokens,
+            block_ids=list(self.block_ids),
+            params=params,
+            eos_token_ids=self.request.eos_token_ids,
+            bad_words_token_ids=self.request.bad_words_token_ids,
+        )
