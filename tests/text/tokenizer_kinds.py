@@ -121,10 +121,8 @@ def llama(folder: Path, legacy: bool = False) -> Path:
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁]*"), behavior="isolated")  # words, for training alone
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, limit_alphabet=80, special_tokens=["<unk>", "<s>", "</s>"]
-    )
-    trained.train_from_iterator(CORPUS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"])
+    trained.train_from_iterator([CORPUS[0], CORPUS[1], CORPUS[4]] * 3, trainer)  # other scripts fall back to bytes
     model = json.loads(trained.to_str())["model"]
     pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += [piece for piece in sorted(model["vocab"], key=model["vocab"].get) if piece not in pieces]
