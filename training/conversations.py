@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 from training import ask_places, ask_skills, ask_talk, surface
 from training.ask_places import COUNTRIES, KNOWN_FOOD, PHRASES, SEATED, phrase

@@ -10,7 +10,7 @@ from training import ask_places, ask_skills, ask_talk
 from training.ask_places import COUNTRIES, KNOWN_FOOD, PHRASES, PROVINCES, SEATED
 from training.conversations import first_question
 from training.tables import LANGUAGES
-from training.turns import Turn, contains, exact
+from training.turns import Turn, contains
 
 MAKERS: tuple[Callable[[random.Random, str, bool], Turn], ...] = (
     ask_skills.arithmetic,

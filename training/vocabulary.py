@@ -78,8 +78,8 @@ def weighted_pieces(num_texts: int = 30_000) -> dict[str, int]:
     latin = {piece: count for piece, count in counts.items() if not re.search(r"[\u3400-\u9fff]", piece)}
     weights = {piece: 2 + math.isqrt(8 * count) for piece, count in latin.items()}
     seen = {char for piece in counts for char in piece if "\u4e00" <= char <= "\u9fff"}
-    weights.update({char: 400 for char in sorted(set(words.CHARACTERS) | seen)})
-    weights.update({word: 300 for word in COMMON_WORDS_ZH})
+    weights.update(dict.fromkeys(sorted(set(words.CHARACTERS) | seen), 400))
+    weights.update(dict.fromkeys(COMMON_WORDS_ZH, 300))
     return weights
 
 
