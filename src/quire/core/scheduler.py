@@ -17,7 +17,7 @@ Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer o
 preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is served strictly in order.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quire.core.admission import check_request
 from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
@@ -191,6 +191,28 @@ class Scheduler:
                 if output is not None:
                     outputs.append(output)
         return outputs
+
+    def rows_of(self, batch: Batch) -> list[NewSequence]:
+        """For each row of the batch under way, what a runner must be told to compute it if it had never heard of it.
+
+        For a second try after the step failed: send these as `added`, the same ids as `removed`, and no new_block_ids.
+        """
+        rows = []
+        for row in batch.scheduled:
+            sequence = self._running[row.seq_id]
+            before = sequence.num_computed_tokens - row.num_new_tokens
+            rows.append(replace(sequence.as_new(), num_computed_tokens=before))
+        return rows
+
+    def abandon(self, batch: Batch) -> None:
+        """Ends the batch under way without results: its sequences lose their blocks and are recomputed, nothing is lost."""
+        if batch is not self._in_flight:
+            raise RuntimeError("abandon() of a batch that is not the one under way")
+        self._in_flight = None
+        for row in batch.scheduled:
+            if row.seq_id in self._running:
+                self._preempt(self._running[row.seq_id])
+        self._removed = [*batch.removed, *self._removed]  # the runner may not have heard of these
 
     # ---- scheduling ----
 

@@ -1,0 +1,91 @@
+"""Engine: the loop. schedule, execute, commit; everything else hangs off these three calls."""
+
+import logging
+
+from quire.config import EngineConfig
+from quire.core.config import SchedulerConfig, SchedulerStats
+from quire.core.outputs import EngineOutput
+from quire.core.request import Request
+from quire.core.scheduler import Scheduler
+from quire.engine.executor import Executor
+from quire.engine.throughput import ThroughputLog
+from quire.platform import Platform, select_platform
+from quire.runner.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """One model on one device, and the requests it computes. For one thread at a time.
+
+    config      as resolved
+    num_blocks  KV blocks that sequences can have
+    log_stats   a line of rates every ten seconds while there is work
+    """
+
+    def __init__(
+        self, config: EngineConfig, runner: ModelRunner, platform: Platform, *, log_stats: bool = True
+    ) -> None:
+        self.config = config
+        self.runner = runner
+        self.num_blocks = runner.num_blocks - 1  # block 0 is padding's
+        self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks))
+        self._executor = Executor(runner, platform, self.scheduler.rows_of)
+        self._throughput = ThroughputLog() if log_stats else None
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, *, log_stats: bool = True) -> "Engine":
+        """Loads the model. Raises SetupError types."""
+        platform = select_platform(config.device)
+        return cls(config, ModelRunner.load(config, platform), platform, log_stats=log_stats)
+
+    def add(self, request: Request) -> None:
+        """Takes in a request. Raises ClientError types when it can never be computed or too many wait."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request (or one of its sequences) without an output. Unknown and ended ones are ignored."""
+        self.scheduler.abort(request_id, index)
+
+    def step(self) -> list[EngineOutput]:
+        """One step for all requests. Returns what is new.
+
+        Raises EngineUnavailable when the device is lost; the engine is of no use any more then.
+        """
+        batch = self.scheduler.schedule()
+        try:
+            result = self._executor.execute(batch)
+        except BaseException:  # Ctrl-C among them: sequences stay as they were before the step
+            self.scheduler.abandon(batch)
+            raise
+        outputs = self.scheduler.commit(batch, result)
+        if self._throughput is not None:
+            self._throughput.record(batch, outputs, self.stats)
+        return outputs
+
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return self.scheduler.has_work()
+
+    def stats(self) -> SchedulerStats:
+        """How things stand now."""
+        return self.scheduler.stats()
+
+    def close(self) -> None:
+        """Frees the model and the KV cache. Harmless when done before."""
+        self.runner.close()
+
+
+def scheduler_config(config: EngineConfig, num_blocks: int) -> SchedulerConfig:
+    """The scheduler's part of the configuration."""
+    return SchedulerConfig(
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        policy=config.scheduling_policy,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        max_num_queued_reqs=config.max_num_queued_reqs,
+    )
