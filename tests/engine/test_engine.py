@@ -17,7 +17,7 @@ POISON = VOCAB + 1
 
 
 def config_for(**changes):
-    settings = dict(max_model_len=128, block_size=4, max_num_seqs=8, max_num_batched_tokens=32)
+    settings = {"max_model_len": 128, "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32}
     return EngineConfig("dir", "name", "cpu", "float32", **{**settings, **changes})
 
 

@@ -25,7 +25,7 @@ def folders(tmp_path_factory):
 
 
 def frontend_for(folder, **changes):
-    settings = dict(vocab_size=VOCAB, max_model_len=MAX_LEN, generation=GenerationConfig({}, (7,)), seed=0)
+    settings = {"vocab_size": VOCAB, "max_model_len": MAX_LEN, "generation": GenerationConfig({}, (7,)), "seed": 0}
     return Frontend(Tokenizer.from_dir(folder) if folder else None, **{**settings, **changes})
 
 
@@ -96,11 +96,11 @@ def test_bad_prompts_are_refused(frontend, prompt, message):
 @pytest.mark.parametrize(
     ("params", "name"),
     [
-        (dict(stop_token_ids=[VOCAB]), "stop_token_ids"),
-        (dict(allowed_token_ids=[0, VOCAB]), "allowed_token_ids"),
-        (dict(logit_bias={VOCAB: 1.0}), "logit_bias"),
-        (dict(logprobs=VOCAB + 1), "logprobs"),
-        (dict(prompt_logprobs=VOCAB + 1), "prompt_logprobs"),
+        ({"stop_token_ids": [VOCAB]}, "stop_token_ids"),
+        ({"allowed_token_ids": [0, VOCAB]}, "allowed_token_ids"),
+        ({"logit_bias": {VOCAB: 1.0}}, "logit_bias"),
+        ({"logprobs": VOCAB + 1}, "logprobs"),
+        ({"prompt_logprobs": VOCAB + 1}, "prompt_logprobs"),
     ],
 )
 def test_token_ids_of_params_must_be_the_models(frontend, params, name):

@@ -55,7 +55,7 @@ def test_deltas_add_up_to_the_whole_for_any_split(tokenizer, stop, include):
     wholes = set()
     for _ in range(60):
         splits = rng.sample(range(1, len(token_ids)), rng.randrange(len(token_ids) - 1))
-        params = dict(stop=stop, include_stop_str_in_output=include, logprobs=1)
+        params = {"stop": stop, "include_stop_str_in_output": include, "logprobs": 1}
         seen = {}
         for kind in RequestOutputKind:
             stream = stream_for(tokenizer, output_kind=kind, **params)
