@@ -9,6 +9,9 @@ once for a whole group. Keys come in tiles of BLOCK_N at absolute positions. Sco
 import triton
 import triton.language as tl
 
+# A step's small inputs lie packed in one buffer, now here, now there: kernels must not be compiled anew for each alignment.
+STEP_INPUTS = ["table_ptr", "start_ptr", "len_ptr"]
+
 
 @triton.jit
 def _attend(
@@ -80,7 +83,7 @@ def _splits(seq_len, WINDOW: tl.constexpr, SPLIT_KEYS: tl.constexpr, MAX_SPLITS:
     return base, split, tl.cdiv(seq_len - base, split)
 
 
-@triton.jit(do_not_specialize=["stride_table", "max_splits"])
+@triton.jit(do_not_specialize=["stride_table", "max_splits"], do_not_specialize_on_alignment=STEP_INPUTS)
 def decode_kernel(
     q_ptr, kv_ptr, table_ptr, start_ptr, len_ptr, out_ptr, partial_ptr, lse_ptr, scale,
     stride_q_token, stride_q_head, stride_values, stride_block, stride_slot, stride_head, stride_table, max_splits,
@@ -134,7 +137,7 @@ def decode_kernel(
             tl.store(partial_ptr + place[:, None] * HEAD_SIZE + column[None, :], result, mask=mask)
 
 
-@triton.jit(do_not_specialize=["max_splits"])
+@triton.jit(do_not_specialize=["max_splits"], do_not_specialize_on_alignment=STEP_INPUTS)
 def combine_kernel(
     start_ptr, len_ptr, partial_ptr, lse_ptr, out_ptr, max_splits,
     NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, WINDOW: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -175,7 +178,7 @@ def _find_sequence(start_ptr, tile, num_sequences, QUERIES: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["num_sequences", "stride_table"])
+@triton.jit(do_not_specialize=["num_sequences", "stride_table"], do_not_specialize_on_alignment=STEP_INPUTS)
 def prefill_kernel(
     q_ptr, kv_ptr, table_ptr, start_ptr, len_ptr, out_ptr, num_sequences, scale,
     stride_q_token, stride_q_head, stride_values, stride_block, stride_slot, stride_head, stride_table,

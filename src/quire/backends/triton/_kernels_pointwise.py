@@ -33,7 +33,8 @@ def _rotate_heads(
     tl.store(place + HALF, (second * cos + first * sin).to(x_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+# position_ptr and slot_ptr lie packed in one buffer, now here, now there: no kernel is compiled anew for each alignment.
+@triton.jit(do_not_specialize_on_alignment=["position_ptr"])
 def rotary_kernel(
     q_ptr, k_ptr, position_ptr, cos_sin_ptr, stride_q_token, stride_q_head, stride_k_token, stride_k_head, stride_table,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
@@ -66,7 +67,7 @@ def rotary_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
 def write_kv_kernel(
     k_ptr, v_ptr, kv_ptr, slot_ptr, stride_k_token, stride_k_head, stride_v_token, stride_v_head, stride_half, stride_slot,
     HEAD_SIZE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,

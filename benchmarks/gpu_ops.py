@@ -1,0 +1,222 @@
+"""Times each Triton operator at the shapes of Qwen2.5 on one GPU, as bytes or operations over time, against what the card gives.
+
+    python benchmarks/gpu_ops.py [--sweep] [--out FILE.json]
+
+Each figure is the median over replays of a CUDA graph of 20 calls that rotate over several caches, so that launch gaps and the L2
+stay out of it. --sweep also times other tile sizes of the attention kernels.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from quire.backends.triton import paged_attention
+from quire.ops.forward_batch import ForwardBatch
+from quire.ops.registry import implementations, specs
+
+SHAPES = {  # query heads, key heads, head size, hidden, inner
+    "0.5b": (14, 2, 64, 896, 4864),
+    "1.5b": (12, 2, 128, 1536, 8960),
+    "7b": (28, 4, 128, 3584, 18944),
+}
+CALLS = 20
+
+
+def device_us(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
+    """Microseconds one call takes on the device; `calls` are cycled through."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(CALLS):
+            calls[i % len(calls)]()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / CALLS)
+    return statistics.median(times)
+
+
+def random_step(lens: list[tuple[int, int]], block_size: int = 16) -> tuple[ForwardBatch, int]:
+    """(query length, sequence length) a row -> a step over randomly ordered blocks, and how many blocks there are."""
+    per_row = [-(-s // block_size) for _, s in lens]
+    ids = torch.randperm(sum(per_row), dtype=torch.int32) + 1
+    tables = torch.zeros(len(lens), max(per_row), dtype=torch.int32)
+    used = 0
+    for row, count in enumerate(per_row):
+        tables[row, :count] = ids[used : used + count]
+        used += count
+    positions = torch.cat([torch.arange(s - n, s) for n, s in lens])
+    tokens = len(positions)
+    return ForwardBatch(
+        input_ids=torch.zeros(tokens, dtype=torch.int64).cuda(),
+        positions=positions.cuda(),
+        slot_mapping=(torch.randperm((used + 1) * block_size)[:tokens]).cuda(),
+        query_start_loc=torch.tensor([0, *(n for n, _ in lens)]).cumsum(0).int().cuda(),
+        seq_lens=torch.tensor([s for _, s in lens], dtype=torch.int32).cuda(),
+        block_tables=tables.cuda(),
+        logits_indices=torch.arange(len(lens)).cuda(),
+        max_query_len=max(n for n, _ in lens),
+        max_seq_len=max(s for _, s in lens),
+        kv_caches=[],
+    ), used + 1
+
+
+def attention_calls(shape: str, lens: list[tuple[int, int]], graph_len: int | None = None) -> list[Callable[[], Any]]:
+    """Calls on distinct caches, enough that they do not fit the L2 together."""
+    q_heads, kv_heads, head_size, _, _ = SHAPES[shape]
+    fwd, num_blocks = random_step(lens)
+    if graph_len:
+        fwd = replace(fwd, max_seq_len=graph_len)
+    cache_bytes = 2 * num_blocks * 16 * kv_heads * head_size * 2
+    copies = max(1, min(8, -(-300_000_000 // cache_bytes)))
+    q = torch.randn(fwd.num_tokens, q_heads, head_size, device="cuda", dtype=torch.bfloat16)
+    caches = [
+        torch.randn(2, num_blocks, 16, kv_heads, head_size, device="cuda", dtype=torch.bfloat16) for _ in range(copies)
+    ]
+    return [lambda kv=kv: paged_attention.run(q, kv, fwd, head_size**-0.5) for kv in caches]
+
+
+def decode_row(shape: str, batch: int, context: int) -> dict[str, Any]:
+    """Decoding attention: bytes of keys and values over time."""
+    _, kv_heads, head_size, _, _ = SHAPES[shape]
+    us = device_us(attention_calls(shape, [(1, context)] * batch, 16_384))
+    read_bytes = batch * context * 2 * kv_heads * head_size * 2
+    return {
+        "op": "decode",
+        "shape": shape,
+        "case": f"B={batch} context={context}",
+        "us": us,
+        "tb_s": read_bytes / us / 1e6,
+    }
+
+
+def prefill_row(shape: str, lens: list[tuple[int, int]], label: str) -> dict[str, Any]:
+    """Prefill attention: operations of the causal half over time."""
+    q_heads, _, head_size, _, _ = SHAPES[shape]
+    us = device_us(attention_calls(shape, lens)[:1], repeats=3)
+    pairs = sum(n * (s - n) + n * (n + 1) // 2 for n, s in lens)
+    return {
+        "op": "prefill",
+        "shape": shape,
+        "case": label,
+        "us": us,
+        "tflop_s": 4 * pairs * q_heads * head_size / us / 1e6,
+    }
+
+
+def pointwise_rows(shape: str, tokens: int) -> Iterator[dict[str, Any]]:
+    """Norms, activation, rotary and KV write: bytes read and written over time, beside the torch reference."""
+    q_heads, kv_heads, head_size, hidden, inner = SHAPES[shape]
+
+    def make(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device="cuda", dtype=torch.bfloat16)
+
+    qkv = make(tokens, q_heads + 2 * kv_heads, head_size)
+    q, k, v = qkv.split((q_heads, kv_heads, kv_heads), dim=1)
+    slots = torch.randperm(tokens + 16, device="cuda")[:tokens]
+    kv = make(2, -(-(tokens + 16) // 16), 16, kv_heads, head_size)
+    positions = torch.randint(0, 4096, (tokens,), device="cuda")
+    table = torch.randn(4096, head_size, device="cuda")
+    x, residual, weight, wide = make(tokens, hidden), make(tokens, hidden), make(hidden), make(tokens, 2 * inner)
+    cases: dict[str, tuple[tuple[Any, ...], int]] = {
+        "rms_norm": ((x, weight, 1e-6), 2 * x.numel()),
+        "add_rms_norm": ((x, residual, weight, 1e-6), 4 * x.numel()),
+        "silu_mul": ((wide,), wide.numel() * 3 // 2),
+        "rotary": ((q, k, positions, table), 2 * (q.numel() + k.numel())),
+        "write_kv": ((k, v, kv, slots), 4 * k.numel()),
+    }
+    ops, modules = specs(), implementations("triton")
+    for name, (arguments, values) in cases.items():
+        us = device_us([lambda n=name, a=arguments: modules[n].run(*a)])
+        reference_us = device_us([lambda n=name, a=arguments: ops[n].reference(*a)])
+        row = {"op": name, "shape": shape, "case": f"T={tokens}", "us": us, "torch_us": reference_us}
+        yield {**row, "tb_s": values * 2 / us / 1e6}
+
+
+def ceilings() -> dict[str, float]:
+    """What a large copy and a large product give on this card."""
+    a, b = (torch.empty(2**31, dtype=torch.uint8, device="cuda") for _ in range(2))
+    copy_us = device_us([lambda: b.copy_(a)], repeats=3)
+    x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product_us = device_us([lambda: x @ y], repeats=3)
+    return {"copy_tb_s": 2 * 2**31 / copy_us / 1e6, "product_tflop_s": 2 * 8192**3 / product_us / 1e6}
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Other tiles of the attention kernels."""
+    decode_tiles, prefill_tiles = paged_attention.decode_tiles, paged_attention.prefill_tiles
+    for block_n, warps, stages in (
+        (32, 4, 5),
+        (64, 4, 3),
+        (64, 4, 5),
+        (64, 8, 5),
+        (128, 4, 3),
+        (128, 4, 5),
+        (128, 8, 5),
+        (64, 2, 5),
+    ):
+        paged_attention.decode_tiles = lambda *a, b=block_n, w=warps, s=stages: replace(
+            decode_tiles(*a), block_n=b, num_warps=w, num_stages=s
+        )
+        for shape, batch, context in (("7b", 256, 1024), ("7b", 8, 4096), ("0.5b", 256, 1024), ("7b", 1, 1024)):
+            yield {**decode_row(shape, batch, context), "tiles": f"n={block_n} warps={warps} stages={stages}"}
+    paged_attention.decode_tiles = decode_tiles
+    for block_m, block_n, warps, stages in (
+        (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (64, 64, 4, 4), (128, 128, 8, 2), (64, 128, 4, 3),
+    ):  # fmt: skip
+        paged_attention.prefill_tiles = lambda *a, m=block_m, b=block_n, w=warps, s=stages: replace(
+            prefill_tiles(*a), block_m=m, block_n=b, num_warps=w, num_stages=s
+        )
+        for shape in ("7b", "0.5b"):
+            row = prefill_row(shape, [(8192, 8192)], "1 x 8192")
+            yield {**row, "tiles": f"m={block_m} n={block_n} warps={warps} stages={stages}"}
+    paged_attention.prefill_tiles = prefill_tiles
+
+
+def rows(with_sweep: bool) -> Iterator[dict[str, Any]]:
+    """All measurements, cheapest first."""
+    for shape in SHAPES:
+        for tokens in (1, 256, 8192):
+            yield from pointwise_rows(shape, tokens)
+        for batch, context in ((1, 256), (1, 1024), (8, 4096), (64, 1024), (256, 256), (256, 1024)):
+            yield decode_row(shape, batch, context)
+        for lens, label in (
+            ([(1024, 1024)], "1 x 1024"),
+            ([(8192, 8192)], "1 x 8192"),
+            ([(256, 256)] * 32, "32 x 256"),
+        ):
+            yield prefill_row(shape, lens, label)
+    if with_sweep:
+        yield from sweep()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
+    parser.add_argument("--out", help="also write the rows as JSON")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), **ceilings(), "rows": []}
+    print({k: v for k, v in result.items() if k != "rows"}, flush=True)
+    for row in rows(options.sweep):
+        result["rows"].append(row)
+        print("  ".join(f"{v:9.2f}" if isinstance(v, float) else f"{v:14s}" for v in row.values()), flush=True)
+        if options.out:
+            with open(options.out, "w") as file:
+                json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
