@@ -5,11 +5,10 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from quire.config import EngineConfig
 from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine import ipc
@@ -23,31 +22,46 @@ SILENCE_UNHEALTHY_S = 5.0  # ten heartbeats
 SILENCE_STUCK_S = 10.0
 
 
-class Mailbox:
-    """Outputs of one request that its stream has not read yet. All that is pending is read at once, so that a slow reader
-    costs no more memory than its tokens."""
+@dataclass
+class Times:
+    """When things happened to a request, in seconds of the monotonic clock; None = not yet."""
 
-    def __init__(self) -> None:
+    submitted_s: float
+    started_s: float | None = None
+
+
+class Mailbox:
+    """Outputs that a stream has not read yet. All that is pending is read at once, so that a slow reader costs no more memory
+    than its tokens.
+
+    open_ids  requests of the stream that have not ended
+    """
+
+    def __init__(self, request_ids: list[str]) -> None:
         self.outputs: list[EngineOutput] = []
-        self.ended = False
+        self.open_ids = set(request_ids)
         self.error: QuireError | None = None
         self.arrived = asyncio.Event()
 
-    def end(self, error: QuireError | None = None) -> None:
-        """Nothing more will come."""
-        self.ended, self.error = True, error
+    def end(self, request_id: str, error: QuireError | None = None) -> None:
+        """Nothing more will come for this request."""
+        self.open_ids.discard(request_id)
+        self.error = self.error or error
         self.arrived.set()
 
 
 class Stream:
-    """The outputs of one submitted request, as they come; ends when all its sequences have ended, or raises QuireError.
+    """The outputs of submitted requests, as they come; ends when all their sequences have ended, or raises QuireError.
 
-    It owns the request: when it is closed, or nobody holds it any more, the request leaves the engine.
+    It owns the requests: when it is closed, or nobody holds it any more, they leave the engine.
+    times  by request id
     """
 
-    def __init__(self, request_id: str, mailbox: Mailbox, release: Callable[[str], None]) -> None:
+    def __init__(self, mailbox: Mailbox, times: dict[str, Times], client: "EngineClient") -> None:
+        self.times = times
         self._mailbox = mailbox
-        self._release = weakref.finalize(self, release, request_id)
+        self._client = client
+        self._release = weakref.finalize(self, client.release, list(times))
 
     def __aiter__(self) -> AsyncIterator[list[EngineOutput]]:
         return self
@@ -55,32 +69,35 @@ class Stream:
     async def __anext__(self) -> list[EngineOutput]:
         box = self._mailbox
         while not box.outputs:
-            if box.ended:
-                if box.error is not None:
-                    raise box.error
+            if box.error is not None:
+                raise box.error
+            if not box.open_ids:
                 raise StopAsyncIteration
             box.arrived.clear()
             await box.arrived.wait()
         outputs, box.outputs = box.outputs, []
         return outputs
 
+    def stop(self, request_id: str, index: int) -> None:
+        """One sequence is not wanted any further; its client has seen its end."""
+        self._client.stop(request_id, index)
+
     def close(self) -> None:
-        """Gives the request up. Harmless when it is done."""
+        """Gives the requests up. Harmless when they are done."""
         self._release()
 
-    def __enter__(self) -> "Stream":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+@dataclass
+class Ticket:
+    """Where the outputs of one live request go."""
+
+    mailbox: Mailbox
+    times: Times
 
 
 class EngineClient:
     """Submits requests to whatever engine is alive and hands on what it gives.
 
-    args        engine options, for an engine that starts from nothing
     token       what an engine of this server must say first
     step_timeout_s  a step that takes longer means that the engine is stuck
     on_ready    called when an engine serves (again)
@@ -90,7 +107,6 @@ class EngineClient:
 
     def __init__(
         self,
-        args: dict[str, Any],
         *,
         token: str,
         step_timeout_s: float = 60.0,
@@ -103,11 +119,11 @@ class EngineClient:
         self.stats = ipc.Stats()
         self.max_num_waiting: int | None = None
         self.watch = Watch(step_timeout_s)
-        self._args = args
-        self._config: EngineConfig | None = None
+        self._start: ipc.Start | None = None
+        self._startable = asyncio.Event()
         self._token = token
         self._on_ready, self._on_stuck, self._on_outputs = on_ready, on_stuck, on_outputs
-        self._mailboxes: dict[str, Mailbox] = {}
+        self._tickets: dict[str, Ticket] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._pid = 0
         self._closed: QuireError | None = None
@@ -117,29 +133,40 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         return await asyncio.start_unix_server(self._serve_connection, path, limit=2**20)
 
+    def configure(self, args: dict[str, Any]) -> None:
+        """Engine options, for the first engine; the next ones get the config that it resolved from them."""
+        self._start = ipc.Start(args)
+        self._startable.set()
+
     @property
     def serving(self) -> bool:
         """An engine is connected, ready and not stuck."""
         return self.ready is not None and self.watch.healthy
 
-    def submit(self, request: Request) -> Stream:
-        """Queues a request. While no engine is up it waits for one.
+    def submit(self, requests: Sequence[Request]) -> Stream:
+        """Queues requests. While no engine is up they wait for one.
 
         Raises QueueFull, RequestPoisoned, or EngineUnavailable when no engine will come any more.
         """
         if self._closed is not None:
             raise self._closed
-        if self.max_num_waiting is not None and self.journal.num_waiting >= self.max_num_waiting:
-            raise QueueFull(f"{self.max_num_waiting} requests wait already; try again later")
-        self.journal.add(request)
-        mailbox = self._mailboxes[request.id] = Mailbox()
+        limit = self.max_num_waiting
+        if limit is not None and self.journal.num_waiting + len(requests) > limit:
+            raise QueueFull(f"{self.journal.num_waiting} requests wait already, and {limit} may; try again later")
+        for request in requests:
+            self.journal.refuse_poison(request)
+        mailbox = Mailbox([request.id for request in requests])
+        stream = Stream(mailbox, {request.id: Times(time.monotonic()) for request in requests}, self)
+        for request in requests:
+            self._tickets[request.id] = Ticket(mailbox, stream.times[request.id])
+            self.journal.add(request)
         self._flush()
-        return Stream(request.id, mailbox, self._release)
+        return stream
 
     def close(self, error: QuireError | None = None) -> None:
         """No engine will come any more: every live request fails."""
         self._closed = error or EngineUnavailable("the server is stopping")
-        for request_id in list(self._mailboxes):
+        for request_id in list(self._tickets):
             self._fail(request_id, self._closed)
         if self._writer is not None:
             self._send(ipc.Shutdown())
@@ -156,14 +183,22 @@ class EngineClient:
                 log.error("the engine is stuck: %s", reason)
                 self._on_stuck(self._pid, reason)
 
-    def _release(self, request_id: str) -> None:
-        """May be called from any thread, as the garbage collector does."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to release
-            self._loop.call_soon_threadsafe(self._forget, request_id)
+    def stop(self, request_id: str, index: int) -> None:
+        """Ends one sequence of a request, without an output."""
+        self.journal.stop(request_id, index)
+        if request_id not in self.journal.entries and request_id in self._tickets:
+            self._tickets.pop(request_id).mailbox.end(request_id)
+        self._flush()
 
-    def _forget(self, request_id: str) -> None:
-        self._mailboxes.pop(request_id, None)
-        self.journal.remove(request_id)
+    def release(self, request_ids: list[str]) -> None:
+        """Nobody holds these requests any more. May be called from any thread, as the garbage collector does."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to release
+            self._loop.call_soon_threadsafe(self._forget, request_ids)
+
+    def _forget(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self._tickets.pop(request_id, None)
+            self.journal.remove(request_id)
         self._flush()
 
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,8 +210,13 @@ class EngineClient:
             if self._writer is not None:
                 self._lost(self._writer)
             self._writer, self._pid = writer, hello.pid
-            self._send(ipc.Start(self._args, self._config))
-            while (message := await ipc.read(reader, ipc.from_engine)) is not None and self._writer is writer:
+            await self._startable.wait()
+            if self._start is not None:
+                self._send(self._start)
+            while self._writer is writer:
+                message = await ipc.read(reader, ipc.from_engine)
+                if message is None:
+                    break
                 self._handle(message)
         except ipc.BadFrame as error:
             log.warning("a peer of the engine socket was closed: %s", error)
@@ -194,7 +234,7 @@ class EngineClient:
             self.watch.beat(message)
             self.stats = message.stats
         elif isinstance(message, ipc.Started):
-            self.journal.start(message.request_ids)
+            self._started(message.request_ids)
         elif isinstance(message, ipc.Ready):
             self._engine_up(message)
         elif isinstance(message, ipc.Refused):
@@ -205,19 +245,25 @@ class EngineClient:
         self.watch.progressed()
         for output in message.outputs:
             told = self.journal.record(output)
-            mailbox = self._mailboxes.get(told.request_id) if told is not None else None
-            if told is None or mailbox is None:
+            ticket = self._tickets.get(told.request_id) if told is not None else None
+            if told is None or ticket is None:
                 continue
-            mailbox.outputs.append(told)
+            ticket.mailbox.outputs.append(told)
+            ticket.mailbox.arrived.set()
             if told.request_id not in self.journal.entries:
-                self._mailboxes.pop(told.request_id).end()
-            else:
-                mailbox.arrived.set()
+                del self._tickets[told.request_id]
+                ticket.mailbox.end(told.request_id)
         self._on_outputs(message)
+
+    def _started(self, wire_ids: list[str]) -> None:
+        self.journal.start(wire_ids)
+        for request_id in filter(None, map(self.journal.request_id_of, wire_ids)):
+            times = self._tickets[request_id].times
+            times.started_s = times.started_s or time.monotonic()
 
     def _engine_up(self, ready: ipc.Ready) -> None:
         self.ready = ready
-        self._config = ready.config
+        self._start = ipc.Start(self._start.args if self._start else {}, ready.config)
         self.watch.reset()
         self.journal.engine_up()
         self._on_ready(ready)
@@ -237,10 +283,10 @@ class EngineClient:
             self._fail(request_id, ipc.error_named(message.kind, message.message, message.param))
 
     def _fail(self, request_id: str, error: QuireError) -> None:
-        mailbox = self._mailboxes.pop(request_id, None)
+        ticket = self._tickets.pop(request_id, None)
         self.journal.remove(request_id)
-        if mailbox is not None:
-            mailbox.end(error)
+        if ticket is not None:
+            ticket.mailbox.end(request_id, error)
 
     def _flush(self) -> None:
         if self._writer is not None:

@@ -75,9 +75,9 @@ class Submit(Message, tag="submit", frozen=True):
 
 
 class Abort(Message, tag="abort", frozen=True):
-    """Requests that nobody waits for any more; unknown ones are ignored."""
+    """Sequences that nobody waits for any more: (request id, index), index None = all of the request; unknown ones are ignored."""
 
-    request_ids: list[str]
+    sequences: list[tuple[str, int | None]]
 
 
 class Shutdown(Message, tag="shutdown", frozen=True):

@@ -77,7 +77,7 @@ class Journal:
         self.engine_is_up = False
         self._by_wire_id: dict[str, Entry] = {}
         self._submits: list[Request] = []
-        self._aborts: list[str] = []
+        self._aborts: list[tuple[str, int | None]] = []
         self._poisons: dict[bytes, float] = {}
         self._clock = clock
 
@@ -87,13 +87,19 @@ class Journal:
         return sum(not entry.started for entry in self.entries.values())
 
     def add(self, request: Request) -> Entry:
-        """A new request. Raises RequestPoisoned for one that is known to end engines."""
-        if self._poisons:
-            self._refuse_poison(request)
+        """A new request."""
         entry = self.entries[request.id] = Entry(request)
         if self.engine_is_up and not self.suspects:
             self._submit(entry)
         return entry
+
+    def refuse_poison(self, request: Request) -> None:
+        """Raises RequestPoisoned for a request whose like has ended engines a while ago."""
+        if not self._poisons:
+            return
+        since = self._poisons.get(_fingerprint(request))
+        if since is not None and self._clock() - since < POISON_MEMORY_S:
+            raise RequestPoisoned(POISONED)
 
     def remove(self, request_id: str) -> None:
         """Nobody waits for it any more, or it is done. Unknown ids are ignored."""
@@ -101,6 +107,16 @@ class Journal:
         if entry is not None:
             self._withdraw(entry)
             self._drop_suspect(request_id)
+
+    def stop(self, request_id: str, index: int) -> None:
+        """One of its sequences has ended for its client, though the engine does not know: a stop string was found."""
+        entry = self.entries.get(request_id)
+        if entry is not None and not entry.finished[index]:
+            entry.finished[index] = True
+            if entry.wire_id is not None:
+                self._aborts.append((entry.wire_id, index))
+            if entry.ended:
+                self.remove(request_id)
 
     def start(self, wire_ids: list[str]) -> None:
         """The engine begins to compute these."""
@@ -116,11 +132,11 @@ class Journal:
         entry = self._by_wire_id.get(output.request_id)
         if entry is None:
             if output.finish_reason is None:
-                self._aborts.append(output.request_id)
+                self._aborts.append((output.request_id, None))
             return None
         entry.started = True
         if entry.finished[output.index]:
-            return None  # it had ended before the engine died; the replay ran on
+            return None  # its client has seen its end
         entry.emitted[output.index] += output.token_ids
         entry.finished[output.index] = output.finish_reason is not None
         output = self._as_first_told(entry, output)
@@ -178,13 +194,15 @@ class Journal:
         entry.wire_id = entry.request.id if entry.attempts == 1 else f"{entry.request.id}~{entry.attempts}"
         self._by_wire_id[entry.wire_id] = entry
         self._submits.append(entry.replay())
+        # The engine cannot know of sequences that a stop string ended.
+        self._aborts += [(entry.wire_id, index) for index, done in enumerate(entry.finished) if done]
 
     def _withdraw(self, entry: Entry) -> None:
         """Takes the request from the engine, if it is there."""
         if entry.wire_id is not None:
             self._by_wire_id.pop(entry.wire_id, None)
-            if not entry.ended or entry.attempts > 1:  # a replay may run on behind a sequence that had ended before
-                self._aborts.append(entry.wire_id)
+            if not entry.ended:
+                self._aborts.append((entry.wire_id, None))
             entry.wire_id, entry.started = None, False
 
     def _clear(self, entry: Entry) -> None:
@@ -212,11 +230,6 @@ class Journal:
         while len(self._poisons) >= MAX_POISON_MEMORIES:
             del self._poisons[next(iter(self._poisons))]
         self._poisons[_fingerprint(request)] = self._clock()
-
-    def _refuse_poison(self, request: Request) -> None:
-        since = self._poisons.get(_fingerprint(request))
-        if since is not None and self._clock() - since < POISON_MEMORY_S:
-            raise RequestPoisoned(POISONED)
 
 
 POISONED = "This request ended the engine twice; it is not tried again."

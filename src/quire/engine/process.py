@@ -1,12 +1,13 @@
 """The engine process: an Engine behind a socket. Disposable: it holds nothing that the API process could not give to the next.
 
-    main thread   takes commands, runs steps, sends what they gave
-    reader        puts commands into the inbox; the socket's end is one of them
-    heartbeat     says every HEARTBEAT_S that the process lives and how many steps it has made
+main thread   takes commands, runs steps, sends what they gave
+reader        puts commands into the inbox; the socket's end is one of them
+heartbeat     says every HEARTBEAT_S that the process lives and how many steps it has made
 """
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -35,13 +36,15 @@ class EngineLike(Protocol):
 
     config      as resolved
     num_blocks  KV blocks that sequences can have
+    on_admitted  called with ids of requests that leave the queue, before the step that computes them
     """
 
     config: EngineConfig
     num_blocks: int
+    on_admitted: Callable[[list[str]], None]
 
     def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, request_id: str, index: int | None = None) -> None: ...
     def step(self) -> list[EngineOutput]: ...
     def has_work(self) -> bool: ...
     def stats(self) -> Any: ...
@@ -78,7 +81,9 @@ class Connection:
         return [self._inbox.popleft() for _ in range(len(self._inbox))]
 
     def close(self) -> None:
-        """Ends the connection; the reader follows."""
+        """Ends the connection, and the reader with it."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
     def _read(self) -> None:
@@ -100,7 +105,7 @@ class EngineProcess:
         self._token = token
         self._make_engine = make_engine
         self._engine: EngineLike | None = None
-        self._live: dict[str, int] = {}  # request id -> sequences that have not ended
+        self._live: dict[str, set[int]] = {}  # request id -> its sequences that have not ended
         self._num_steps = 0
         self._stats = ipc.Stats()
         self._working = False
@@ -140,27 +145,34 @@ class EngineProcess:
         elif isinstance(message, ipc.Submit):
             self._add(message.request, self._engine, connection)
         elif isinstance(message, ipc.Abort):
-            for request_id in message.request_ids:
-                self._live.pop(request_id, None)
-                self._engine.abort(request_id)
+            for request_id, index in message.sequences:
+                self._abort(request_id, index, self._engine)
         self._note()
 
     def _start(self, start: ipc.Start, connection: Connection) -> None:
         began = time.monotonic()
         if self._engine is None:
-            self._engine = self._make_engine(_engine_args(start.args), start.config)
+            self._engine = self._make_engine(EngineArgs(**start.args), start.config)
         engine = self._engine
+        engine.on_admitted = lambda request_ids: connection.send(ipc.Started(request_ids))
         connection.send(ipc.Ready(engine.config, engine.num_blocks, time.monotonic() - began))
 
     def _add(self, request: Request, engine: EngineLike, connection: Connection) -> None:
         try:
             engine.add(request)
-            self._live[request.id] = request.params.n
+            self._live[request.id] = set(range(request.params.n))
         except QuireError as error:
             connection.send(ipc.Refused(request.id, type(error).__name__, str(error), error.param))
         except Exception:  # a request that the engine cannot even take harms itself alone
             log.exception("the engine failed on taking a request")
             connection.send(ipc.Refused(request.id, ServerError.__name__, "the engine failed on taking this request"))
+
+    def _abort(self, request_id: str, index: int | None, engine: EngineLike) -> None:
+        engine.abort(request_id, index)
+        if index is None:
+            self._live.pop(request_id, None)
+        else:
+            self._ended(request_id, index)
 
     def _step(self, connection: Connection) -> None:
         if self._engine is None:
@@ -169,7 +181,7 @@ class EngineProcess:
         self._num_steps += 1
         for output in outputs:
             if output.finish_reason is not None:
-                self._ended(output.request_id)
+                self._ended(output.request_id, output.index)
         self._note()
         self._send_outputs(outputs, connection)
 
@@ -189,12 +201,12 @@ class EngineProcess:
             )
             connection.send(ipc.Outputs([failed]))
 
-    def _ended(self, request_id: str) -> None:
-        left = self._live.get(request_id, 0) - 1
-        if left > 0:
-            self._live[request_id] = left
-        else:
-            self._live.pop(request_id, None)
+    def _ended(self, request_id: str, index: int) -> None:
+        left = self._live.get(request_id)
+        if left is not None:
+            left.discard(index)
+            if not left:
+                del self._live[request_id]
 
     def _abort_all(self) -> None:
         if self._engine is not None:
@@ -238,12 +250,11 @@ def connect(path: str) -> socket.socket:
             time.sleep(CONNECT_PAUSE_S)
 
 
-def _engine_args(args: dict[str, Any]) -> EngineArgs:
-    return EngineArgs(**args)
+def child_main(prepare: Callable[[], MakeEngine], argv: list[str] | None = None) -> int:
+    """Runs the process that the supervisor started; 2 when the engine cannot start as asked.
 
-
-def child_main(make_engine: MakeEngine, argv: list[str] | None = None) -> int:
-    """Runs the process that the supervisor started; 2 when the engine cannot start as asked."""
+    prepare  imports what the engine needs, while the API process is not up yet either
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
@@ -257,22 +268,29 @@ def child_main(make_engine: MakeEngine, argv: list[str] | None = None) -> int:
         return 1
     follow(control, lambda message: None)
     try:
-        EngineProcess(settings["socket"], settings["token"], make_engine).run()
+        EngineProcess(settings["socket"], settings["token"], prepare()).run()
     except SetupError as error:
         control.send(op="fault", message=str(error))
         return 2
+    except QuireError as error:
+        log.error("the engine gives up: %s", error)
+        return 1
     return 0
 
 
-def make_engine(args: EngineArgs, config: EngineConfig | None) -> EngineLike:
-    """The real engine; `config` spares the resolving when a predecessor did it, and keeps its choices."""
-    # torch takes two seconds to import: after the sockets are connected, and never in tests of the loop above.
+def prepare() -> MakeEngine:
+    """How to make the real engine."""
+    # Imports torch, which takes two seconds; the loop above is tested without it.
     from quire.engine.engine import Engine
     from quire.setup import load_config
 
-    engine: EngineLike = Engine.from_config(config or load_config(args, serving=True)[0])
-    return engine
+    def make_engine(args: EngineArgs, config: EngineConfig | None) -> EngineLike:
+        """`config` is there when a predecessor resolved it: its choices stay, clients have seen them."""
+        config = config or load_config(args, serving=True)[0]
+        return Engine.from_config(config, log_stats=not args.disable_log_stats)
+
+    return make_engine
 
 
 if __name__ == "__main__":
-    sys.exit(child_main(make_engine))
+    sys.exit(child_main(prepare))

@@ -1,0 +1,28 @@
+"""Options of the server, beside those of the engine: flags, config files and the reference page are made from these fields."""
+
+from dataclasses import dataclass
+
+from quire.config import option
+
+
+@dataclass
+class ServerArgs:
+    """How to serve. Names are those that users of vLLM type."""
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
+    port: int = option(8000, "port to listen on; 0 takes a free one")
+    api_key: list[str] | None = option(
+        None, "key that clients must send for /v1/...; may be repeated (or VLLM_API_KEY)"
+    )
+    served_model_name: list[str] | None = option(None, "name(s) of the model for clients; default: as given")
+    strict_model_name: bool = option(False, "refuse requests for any other model name with 404")
+    allowed_origins: list[str] | None = option(None, "web origins that browsers may call from; * = all; default: none")
+    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
+    engine_step_timeout: float = option(60.0, "seconds after which a step means that the engine hangs: it is replaced")
+    max_engine_deaths: int = option(5, "engine deaths within 10 minutes after which the server gives up")
+    max_logprobs: int = option(20, "most log-probabilities that a request may ask for at a position")
+    uvicorn_log_level: str = option(
+        "info", "level of the access log", choices=("critical", "error", "warning", "info", "debug", "trace")
+    )
+    disable_uvicorn_access_log: bool = option(False, "no line for each HTTP request")
+    disable_fastapi_docs: bool = option(False, "no /docs, /redoc and /openapi.json")
