@@ -1,5 +1,6 @@
 """HfConfig: strict, typed reading of a checkpoint's config.json, in the key spellings of transformers 4 and 5."""
 
+import builtins
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class HfConfig:
     def float(self, key: str, default: Any = _MISSING) -> float:
         """A number; integers count."""
         value = self._typed(key, default, (int, float))
-        return value if value is None else float(value)
+        return value if value is None else float(value)  # type: ignore[return-value]  # None only as the caller's default
 
     def bool(self, key: str, default: Any = _MISSING) -> bool:
         """true or false."""
@@ -66,12 +67,12 @@ class HfConfig:
         value = self._typed(key, default, str)
         return value  # type: ignore[no-any-return]
 
-    def dict(self, key: str, default: Any = _MISSING) -> dict[Any, Any]:
+    def dict(self, key: builtins.str, default: Any = _MISSING) -> dict[Any, Any]:
         """An object."""
         value = self._typed(key, default, dict)
         return value  # type: ignore[no-any-return]
 
-    def require(self, key: str, *allowed: Any, default: Any = _MISSING) -> None:
+    def require(self, key: builtins.str, *allowed: Any, default: Any = _MISSING) -> None:
         """Refuses the checkpoint unless `key` has one of the values that the model file implements."""
         value = self.get(key, None if default is _MISSING else default)
         if value not in allowed:

@@ -1,0 +1,30 @@
+"""Attention over the paged KV cache."""
+
+from torch import Tensor, nn
+
+from quire.layers.build import Build
+from quire.ops.forward_batch import ForwardBatch
+
+
+class Attention(nn.Module):
+    """Writes this step's keys and values into the cache of layer `layer`, then attends to all that its sequence has there.
+
+    scale   multiplies q·k before softmax; None = head_dim ** -0.5
+    window  a token sees itself and the window-1 tokens before it; 0 = all before it
+    """
+
+    def __init__(
+        self, build: Build, layer: int, num_heads: int, head_dim: int, scale: float | None = None, window: int = 0
+    ) -> None:
+        super().__init__()
+        self.ops = build.ops
+        self.layer = layer
+        self.out_size = num_heads * head_dim
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.window = window
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, fwd: ForwardBatch) -> Tensor:
+        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq · D]."""
+        kv = fwd.kv_caches[self.layer]
+        self.ops.write_kv(k, v, kv, fwd.slot_mapping)
+        return self.ops.paged_attention(q, kv, fwd, self.scale, self.window).view(-1, self.out_size)

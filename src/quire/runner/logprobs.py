@@ -1,0 +1,59 @@
+"""Log-probabilities of chosen and most likely tokens, from raw logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire.core.batch import TokenLogprobs
+
+LOW_WORD = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class LogprobTensors:
+    """Of n positions: the chosen token's rank [n] int32 and log-probability [n] fp32; the k best tokens [n, k] likewise."""
+
+    ranks: Tensor
+    chosen: Tensor
+    top_ids: Tensor
+    top: Tensor
+
+
+def gather_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
+    """Log-softmax of raw logits [n, V] fp32 at `token_ids` [n] and at each row's `num_top` most likely tokens.
+
+    Equal ones are in order of token id, so that a row's answer does not depend on how many its neighbours asked for.
+    Workspace: 20 bytes a logit.
+    """
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(1, token_ids.unsqueeze(1))
+    ranks = (logprobs > chosen).sum(-1, dtype=torch.int32) + 1
+    top_ids = _most_likely(logprobs, num_top)
+    return LogprobTensors(ranks, chosen.squeeze(1), top_ids.int(), logprobs.gather(1, top_ids))
+
+
+def _most_likely(values: Tensor, count: int) -> Tensor:
+    """Ids [n, count] int64 of the largest values [n, V] fp32; one integer key holds value and id, so no two are equal."""
+    bits = values.view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers, in the order of the floats
+    size = values.shape[1]
+    keys = (ordered.long() << 32) + (LOW_WORD - torch.arange(size, device=values.device))
+    return LOW_WORD - (keys.topk(min(count, size)).values & LOW_WORD)
+
+
+def to_entries(token_ids: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> list[TokenLogprobs]:
+    """One TokenLogprobs a position: the token itself, then as many of the best as `counts` says (-1 = all there are).
+
+    parts  the fields of LogprobTensors on the host
+    """
+    ranks, chosen, top_ids, top = parts
+    entries = []
+    for i, count in enumerate(counts):
+        best = slice(0, top_ids.shape[1] if count < 0 else count)
+        ids = [int(token_ids[i]), *top_ids[i, best].tolist()]
+        entries.append(TokenLogprobs(ids, [float(chosen[i]), *top[i, best].tolist()], int(ranks[i])))
+    return entries

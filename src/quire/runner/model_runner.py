@@ -1,0 +1,199 @@
+"""ModelRunner: Batch in, StepResult out. Holds the model, the KV cache and one row of state for each sequence."""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quire.config import EngineConfig
+from quire.core.batch import Batch, SequenceResult, StepResult
+from quire.hf_config import HfConfig
+from quire.layers.build import Build
+from quire.layers.decoder import DecoderConfig
+from quire.models.registry import find_model
+from quire.ops import registry
+from quire.platform import Platform
+from quire.quant.none import refuse_quantized
+from quire.runner.kv_cache import KVCache
+from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
+from quire.runner.prepare import InputBuffers, StepInputs, prepare
+from quire.runner.prompt_logprobs import PromptLogprobs
+from quire.runner.sampler import ALL_FORBIDDEN, NOT_FINITE, Sampled, Sampler
+from quire.runner.sampling_table import SamplingTable
+from quire.runner.sequence_table import SequenceTable
+from quire.runner.transfer import Arrays, OneCopy
+from quire.weights.loader import load_weights, plan_weights
+
+logger = logging.getLogger(__name__)
+
+NO_TOKEN = -3  # this sequence does not sample in this step
+NOTHING_SAMPLED = Sampled([], [], [])
+ERRORS = {
+    NOT_FINITE: "the logits of this request became NaN or infinite",
+    ALL_FORBIDDEN: "allowed_token_ids, bad_words and min_tokens together leave no token to choose",
+}
+
+
+class StepGraphs(Protocol):
+    """Steps captured once and replayed."""
+
+    def run(self, table: SequenceTable, step: StepInputs) -> Tensor | None:
+        """Hidden states [T, H] of the step, or None when no captured graph covers it."""
+
+
+class ModelRunner:
+    """Executes steps of one model on one device. Made by `load`.
+
+    num_blocks  blocks of the KV cache, block 0 (which is never handed out) included
+    plan        where the memory went
+    graphs      None = every step runs eagerly
+    """
+
+    def __init__(
+        self, config: EngineConfig, platform: Platform, model: nn.Module, sizes: DecoderConfig, plan: MemoryPlan
+    ) -> None:
+        device = platform.device()
+        self.config = config
+        self.platform = platform
+        self.plan = plan
+        self.num_blocks = plan.num_blocks
+        self.model: Any = model
+        self.kv_cache = KVCache(sizes, plan.num_blocks, config.block_size, _dtype(config), device)
+        self.table = SequenceTable(config.max_num_seqs, config.max_model_len, config.block_size)
+        self.sampling = SamplingTable(config.max_num_seqs)
+        self.sampler = Sampler(self.table, self.sampling, sizes.vocab_size)
+        self.prompt_logprobs = PromptLogprobs(
+            self.table, self.sampling, min(self.sampler.slice_rows, config.max_num_seqs)
+        )
+        max_blocks = self.table.block_tables.shape[1]
+        self.buffers = InputBuffers(config.max_num_batched_tokens, config.max_num_seqs, max_blocks, device)
+        self.graphs: StepGraphs | None = None
+
+    @classmethod
+    def load(cls, config: EngineConfig, platform: Platform) -> "ModelRunner":
+        """Reads config.json and every file header, plans memory, and only then allocates and loads.
+
+        Raises SetupError types: UnsupportedModel, CheckpointError, MemoryPlanError, ConfigError.
+        """
+        start = time.perf_counter()
+        hf = HfConfig.from_dir(config.model_dir, config.hf_overrides)
+        refuse_quantized(hf.get("quantization_config"), hf.source)
+        module = find_model(hf)
+        sizes = module.Config.from_hf(hf)
+        ops, choices = registry.resolve(config.backends)
+        logger.info("Backends: %s", ", ".join(f"{c.op}={c.backend}" for c in choices))
+        with torch.device("meta"):
+            model = module.Model(sizes, Build.plain(ops, _dtype(config), config.max_model_len)).requires_grad_(False)
+        weights = plan_weights(model, module.WEIGHTS, Path(config.model_dir), config.load_format, sizes.tied)
+        plan = plan_memory(config, sizes, _num_bytes(model), platform.facts())
+        load_weights(model, weights, platform.device(), config.seed)
+        seconds = time.perf_counter() - start
+        logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
+        runner = cls(config, platform, model.eval(), sizes, plan)
+        runner._log_capacity()
+        return runner
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> StepResult:
+        """Runs one step: applies removed, added and new blocks, computes the scheduled tokens, samples where a sequence's tokens
+        are all computed, and appends what it sampled to its own row.
+
+        A sequence whose logits are not finite, or that may choose no token, gets an error; the others are not touched by it.
+        """
+        self.table.update(batch)
+        for sequence in batch.added:
+            self.sampling.set(self.table.row(sequence.seq_id), sequence)
+        if not batch.scheduled:
+            return StepResult([])
+        step = prepare(self.table, batch)
+        hidden = self._forward(step)
+        return self._finish(batch, step, hidden)
+
+    def close(self) -> None:
+        """Frees the model, the KV cache and all buffers; the runner is of no use afterwards. Safe to call twice."""
+        for name in ("graphs", "model", "kv_cache", "buffers", "sampler", "prompt_logprobs", "table", "sampling"):
+            if hasattr(self, name):
+                delattr(self, name)
+        self.platform.empty_cache()
+
+    def _forward(self, step: StepInputs) -> Tensor:
+        """Hidden states [T, H] of the step's tokens."""
+        if self.graphs is not None:
+            hidden = self.graphs.run(self.table, step)
+            if hidden is not None:
+                return hidden
+        fwd = self.buffers.load(self.table, step, self.kv_cache.layers)
+        out: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
+        return out
+
+    def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor) -> StepResult:
+        """Logits, samples and results; the device is waited for once."""
+        out = OneCopy()
+        not_finite = out.add((~hidden.isfinite().all(-1)).int())
+        prompts = self.prompt_logprobs.collect(hidden, step, self.model.compute_logits, out)
+        rows = step.rows[step.samples]
+        sampled = self.sampler.sample(self._logits(hidden, step), rows, out) if len(rows) else NOTHING_SAMPLED
+        arrays = out.fetch()
+        tokens = np.full(len(step.rows), NO_TOKEN)
+        tokens[step.samples] = self.sampler.token_ids(sampled, arrays)
+        tokens[np.add.reduceat(arrays[not_finite], step.query_start_loc[:-1]) > 0] = NOT_FINITE
+        self._advance(step, tokens)
+        results = [_result(s.seq_id, token) for s, token in zip(batch.scheduled, tokens.tolist(), strict=True)]
+        self._add_logprobs(results, step, sampled, arrays)
+        for place, slices in prompts.items():
+            results[place] = replace(results[place], prompt_logprobs=self.prompt_logprobs.entries(slices, arrays))
+        return StepResult(results)
+
+    def _logits(self, hidden: Tensor, step: StepInputs) -> Tensor:
+        """Logits [S, V] fp32 of the sequences that sample."""
+        if not step.is_decode:
+            hidden = hidden[torch.from_numpy(step.logits_indices).to(hidden.device)]
+        logits: Tensor = self.model.compute_logits(hidden)
+        return logits
+
+    def _advance(self, step: StepInputs, tokens: NDArray[np.int64]) -> None:
+        """Counts the step's tokens as computed and appends the sampled ones. What a failed sequence wrote is wiped from the cache, so
+        that no NaN waits there for the next owner of its blocks."""
+        self.table.num_computed[step.rows] += step.num_new
+        good = tokens >= 0
+        self.table.append(step.rows[good], tokens[good])
+        failed = np.repeat(tokens == NOT_FINITE, step.num_new)
+        if failed.any():
+            self.kv_cache.clear_slots(torch.from_numpy(step.slot_mapping[failed]).to(self.platform.device()))
+
+    def _add_logprobs(self, results: list[SequenceResult], step: StepInputs, sampled: Sampled, arrays: Arrays) -> None:
+        if all(parts is None for parts in sampled.logprobs):
+            return
+        places = np.flatnonzero(step.samples).tolist()
+        for place, entry in zip(places, self.sampler.logprobs(sampled, step.rows[places], arrays), strict=True):
+            if entry is not None and results[place].error is None:
+                results[place] = replace(results[place], logprobs=[entry])
+
+    def _log_capacity(self) -> None:
+        name = "CPU" if self.config.device == "cpu" else "GPU"
+        length = self.config.max_model_len
+        logger.info("%s KV cache size: %s tokens", name, f"{self.plan.kv_tokens:,}")
+        concurrency = self.plan.max_concurrency(length)
+        logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{length:,}", concurrency)
+
+
+def _result(seq_id: int, token: int) -> SequenceResult:
+    if token >= 0:
+        return SequenceResult(seq_id, [token])
+    return SequenceResult(seq_id, [], error=ERRORS.get(token))
+
+
+def _dtype(config: EngineConfig) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
+
+
+def _num_bytes(model: nn.Module) -> int:
+    tensors = [*model.parameters(), *{id(b): b for b in model.buffers()}.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,148 @@
+"""Batch to ForwardBatch: the arithmetic of a step in numpy, then one or two copies to the device."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire.core.batch import Batch
+from quire.ops.forward_batch import ForwardBatch
+from quire.runner.sequence_table import Rows, SequenceTable
+
+Int64s = NDArray[np.int64]
+Int32s = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step on the host; the fields of ForwardBatch, and which rows of the table they came from.
+
+    rows          [B] row of the table of each sequence, in batch order
+    num_new       [B] tokens that each computes
+    samples       [B] bool: its tokens reach its last known one, so it samples
+    """
+
+    rows: Rows
+    num_new: Int64s
+    samples: NDArray[np.bool_]
+    input_ids: Int64s
+    positions: Int64s
+    slot_mapping: Int64s
+    query_start_loc: Int64s
+    seq_lens: Int64s
+    logits_indices: Int64s
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence computes one token and samples: the step that graphs are captured for."""
+        return self.num_tokens == len(self.rows) and bool(self.samples.all())
+
+
+def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
+    """The step of `batch`; `table` has been updated with it. No loop over tokens."""
+    rows = table.rows(s.seq_id for s in batch.scheduled)
+    num_new = np.fromiter((s.num_new_tokens for s in batch.scheduled), dtype=np.int64)
+    first = table.num_computed[rows]
+    ends = num_new.cumsum()
+    starts = ends - num_new
+    token_rows = np.repeat(rows, num_new)
+    positions = np.arange(ends[-1]) - np.repeat(starts - first, num_new)
+    blocks = table.block_tables[token_rows, positions // table.block_size].astype(np.int64)
+    seq_lens = first + num_new
+    samples = seq_lens == table.num_tokens[rows]
+    return StepInputs(
+        rows=rows,
+        num_new=num_new,
+        samples=samples,
+        input_ids=table.token_ids[token_rows, positions].astype(np.int64),
+        positions=positions,
+        slot_mapping=blocks * table.block_size + positions % table.block_size,
+        query_start_loc=np.concatenate(([0], ends)),
+        seq_lens=seq_lens,
+        logits_indices=(ends - 1)[samples],
+    )
+
+
+class InputBuffers:
+    """Host and device memory that steps are copied through, made once.
+
+    Where a step's tensors lie on the device depends on its sizes alone, so a graph captured for a size finds its inputs again.
+    On a CPU host and device memory are the same.
+    """
+
+    def __init__(self, max_num_tokens: int, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
+        pinned = device.type != "cpu"
+        self.device = device
+        self.max_blocks = max_blocks
+        longs, ints = 3 * max_num_tokens + max_num_seqs, 2 * max_num_seqs + 1 + max_num_seqs * max_blocks
+        self._host = [
+            torch.zeros(n, dtype=t, pin_memory=pinned) for n, t in ((longs, torch.int64), (ints, torch.int32))
+        ]
+        self._device = [torch.zeros_like(h, device=device) if pinned else h for h in self._host]
+
+    def load(
+        self,
+        table: SequenceTable,
+        step: StepInputs,
+        kv_caches: list[Tensor],
+        pad_to: int | None = None,
+        table_width: int | None = None,
+    ) -> ForwardBatch:
+        """Copies a step to the device; the result is good until the next call.
+
+        pad_to       for a decode step: rows to fill up to, with one-token sequences of length 0 that write nowhere
+        table_width  columns of block_tables; default: what the longest sequence of the step needs
+        """
+        num_seqs = pad_to or len(step.rows)
+        num_tokens = step.num_tokens + num_seqs - len(step.rows)
+        num_logits = num_seqs if pad_to else len(step.logits_indices)
+        longest = int(step.seq_lens.max(initial=1))
+        width = table_width or -(-longest // table.block_size)
+        longs = _split(self._host[0], (num_tokens, num_tokens, num_tokens, num_logits))
+        ints = _split(self._host[1], (num_seqs + 1, num_seqs, num_seqs * width))
+        _fill(longs[0], step.input_ids, 0)
+        _fill(longs[1], step.positions, 0)
+        _fill(longs[2], step.slot_mapping, -1)
+        _fill(longs[3], step.logits_indices, 0)
+        _fill(ints[0], step.query_start_loc, 0)
+        ints[0].numpy()[len(step.rows) :] = np.arange(step.num_tokens, num_tokens + 1)
+        _fill(ints[1], step.seq_lens, 0)
+        tables = ints[2].numpy().reshape(num_seqs, width)
+        tables[: len(step.rows)] = table.block_tables[step.rows, :width]
+        tables[len(step.rows) :] = 0
+        device_longs = self._send(0, longs)
+        device_ints = self._send(1, ints)
+        return ForwardBatch(
+            input_ids=device_longs[0],
+            positions=device_longs[1],
+            slot_mapping=device_longs[2],
+            query_start_loc=device_ints[0],
+            seq_lens=device_ints[1],
+            block_tables=device_ints[2].view(num_seqs, width),
+            logits_indices=device_longs[3],
+            max_query_len=int(step.num_new.max(initial=1)),
+            max_seq_len=longest,
+            kv_caches=kv_caches,
+        )
+
+    def _send(self, which: int, parts: list[Tensor]) -> list[Tensor]:
+        used = sum(part.numel() for part in parts)
+        if self._device[which] is not self._host[which]:
+            self._device[which][:used].copy_(self._host[which][:used], non_blocking=True)
+        return _split(self._device[which], tuple(part.numel() for part in parts))
+
+
+def _split(buffer: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    return list(torch.split(buffer[: sum(sizes)], list(sizes)))
+
+
+def _fill(part: Tensor, values: Int64s, padding: int) -> None:
+    out = part.numpy()
+    out[: len(values)] = values
+    out[len(values) :] = padding
