@@ -192,6 +192,11 @@ class Scheduler:
                     outputs.append(output)
         return outputs
 
+    def admitted(self, batch: Batch) -> list[str]:
+        """Ids of the requests whose sequences the batch under way takes from the queue."""
+        running = [self._running[row.seq_id] for row in batch.added if row.seq_id in self._running]
+        return list(dict.fromkeys(sequence.request.id for sequence in running))
+
     def rows_of(self, batch: Batch) -> list[NewSequence]:
         """For each row of the batch under way, what a runner must be told to compute it if it had never heard of it.
 

@@ -1,6 +1,7 @@
 """Engine: the loop. schedule, execute, commit; everything else hangs off these three calls."""
 
 import logging
+from collections.abc import Callable
 
 from quire.config import EngineConfig
 from quire.core.config import SchedulerConfig, SchedulerStats
@@ -21,6 +22,7 @@ class Engine:
     config      as resolved
     num_blocks  KV blocks that sequences can have
     log_stats   a line of rates every ten seconds while there is work
+    on_admitted  called with ids of requests that leave the queue, before the step that computes them
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Engine:
         self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks))
         self._executor = Executor(runner, platform, self.scheduler.rows_of)
         self._throughput = ThroughputLog() if log_stats else None
+        self.on_admitted: Callable[[list[str]], None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig, *, log_stats: bool = True) -> "Engine":
@@ -53,6 +56,8 @@ class Engine:
         Raises EngineUnavailable when the device is lost; the engine is of no use any more then.
         """
         batch = self.scheduler.schedule()
+        if batch.added and self.on_admitted is not None:
+            self.on_admitted(self.scheduler.admitted(batch))
         try:
             result = self._executor.execute(batch)
         except BaseException:  # Ctrl-C among them: sequences stay as they were before the step
