@@ -39,8 +39,10 @@ class Tiles:
 def decode_tiles(head_size: int, group: int, itemsize: int) -> Tiles:
     """Tiles for rows of one query: `group` heads padded to what a matrix instruction takes."""
     block_d = max(16, next_power_of_2(head_size))
-    block_n = 64 if block_d * itemsize <= 256 else 32
-    return Tiles(max(16, next_power_of_2(group)), block_n, block_d, 4, 5, "ieee" if itemsize == 4 else "tf32")
+    block_m = max(16, next_power_of_2(group))
+    if itemsize == 4:
+        return Tiles(block_m, 32 if block_d <= 128 else 16, block_d, 8, 3, "ieee")
+    return Tiles(block_m, 64 if block_d <= 128 else 32, block_d, 4, 5, "tf32")
 
 
 @cache
@@ -48,7 +50,7 @@ def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) 
     """Tiles for packed queries; smaller ones in fp32, whose products take the slow exact path, and where shared memory is small."""
     block_d = max(16, next_power_of_2(head_size))
     if itemsize == 4:
-        return Tiles(max(32, next_power_of_2(group)), 32, block_d, 4, 1, "ieee")
+        return Tiles(max(32, next_power_of_2(group)), 32, block_d, 8, 1, "ieee")
     block_n = 64 if block_d <= 128 else 32
     needed = (128 + 2 * 3 * block_n) * block_d * itemsize
     if needed <= shared_bytes:
