@@ -78,7 +78,8 @@ class BuildLibrary(build_ext):
     """build_ext for a library that Python itself never imports: no Python headers, no ABI in its name."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return os.path.join(*fullname.split(".")) + ".so"
+        # The dot keeps scans of the package's folder from taking it for a Python module.
+        return os.path.join(*fullname.split(".")[:-1], "libquire.cpu.so")
 
     def build_extension(self, ext: Extension) -> None:
         try:

@@ -174,9 +174,10 @@ int check_sequences(const AttentionArgs& a) {
   if (a.query_start[0] != 0) return kOutOfRange;
   for (int64_t b = 0; b < a.sequences; ++b) {
     const int64_t queries = a.query_start[b + 1] - a.query_start[b], length = a.seq_lens[b];
+    if (queries < 0 || a.query_start[b + 1] > a.tokens) return kOutOfRange;
     if (length == 0) continue;
     const int64_t blocks = ceil_div(length, a.block_size);
-    if (queries < 0 || length < queries || blocks > a.table_width || a.query_start[b + 1] > a.tokens) return kOutOfRange;
+    if (length < queries || blocks > a.table_width) return kOutOfRange;
     const int32_t* table = a.block_tables + b * a.table_width;
     if (std::any_of(table, table + blocks, [&](int32_t id) { return id < 0 || id >= a.num_blocks; })) return kOutOfRange;
   }
