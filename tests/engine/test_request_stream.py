@@ -88,9 +88,8 @@ def test_tokens_after_the_stop_string_are_dropped_and_the_engine_is_told(tokeniz
     seen = run(stream, outputs_of(token_ids, range(1, len(token_ids)), finish_reason=None))
     assert "".join(o.outputs[0].text for o in seen) == "one "
     assert seen[-1].outputs[0].finish_reason == "stop" and seen[-1].outputs[0].stop_reason == "STOP"
-    assert stream.finished and stream.unwanted
-    assert stream.push(EngineOutput("r", 0, [], finish_reason="abort")) is None
-    assert not stream.unwanted
+    assert stream.finished and stream.take_unwanted() == [0] and stream.take_unwanted() == []
+    assert stream.push(EngineOutput("r", 0, [1], finish_reason="length")) is None
 
 
 def test_a_stop_string_does_not_count_before_min_tokens(tokenizer):
@@ -160,7 +159,7 @@ def test_a_cancelled_request_ends_with_abort_and_only_once(tokenizer):
     stream.push(EngineOutput("r", 0, tokenizer.encode("so far", False)))
     last = stream.cancel()
     assert last.finished and (last.outputs[0].text, last.outputs[0].finish_reason) == ("so far", "abort")
-    assert stream.unwanted and stream.cancel() is None
+    assert stream.take_unwanted() == [0] and stream.cancel() is None
 
 
 def test_without_a_tokenizer_there_are_ids_alone():

@@ -2,8 +2,10 @@
 HTTP process all use this one, so that a check made here is made everywhere.
 """
 
+import functools
 import random
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from quire.config import EngineArgs, EngineConfig
@@ -14,6 +16,7 @@ from quire.engine.stream import RequestStream
 from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
 from quire.hub import resolve_model
+from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
 from quire.text.tokenizer import Tokenizer
 
@@ -29,6 +32,7 @@ class Frontend:
     vocab_size     width of the model's logits; may be above the tokenizer's
     max_model_len  longest prompt and output together, in tokens
     seed           requests without a seed draw theirs from it; None: from the system's entropy
+    load_templates reads the chat templates, with another in their place if one is named; called when first needed
     """
 
     def __init__(
@@ -39,17 +43,20 @@ class Frontend:
         max_model_len: int,
         generation: GenerationConfig | None = None,
         seed: int | None = None,
+        load_templates: Callable[[str | None], ChatTemplates] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.generation = generation or GenerationConfig()
         self._seeds = random.SystemRandom() if seed is None else random.Random(seed)
+        self._templates = functools.lru_cache(maxsize=4)(load_templates or (lambda override: ChatTemplates({})))
 
     @classmethod
     def load(cls, args: EngineArgs, config: EngineConfig) -> "Frontend":
         """Reads tokenizer and sampling defaults of the checkpoint. Raises SetupError types."""
-        tokenizer = None if args.skip_tokenizer_init else Tokenizer.from_dir(tokenizer_dir(args, config))
+        folder = tokenizer_dir(args, config)
+        tokenizer = None if args.skip_tokenizer_init else Tokenizer.from_dir(folder)
         generation = read_generation_config(
             config.model_dir,
             args.generation_config,
@@ -62,9 +69,23 @@ class Frontend:
             max_model_len=config.max_model_len,
             generation=generation,
             seed=config.seed,
+            load_templates=lambda override: ChatTemplates.load(
+                folder, override or args.chat_template, tokenizer.special_tokens_map if tokenizer else None
+            ),
         )
         frontend.default_params()
+        if args.chat_template is not None:
+            frontend.templates()
         return frontend
+
+    def templates(self, override: str | None = None) -> ChatTemplates:
+        """The model's chat templates; `override` (a file or Jinja text) in their place. Raises ConfigError, CheckpointError."""
+        return self._templates(override)
+
+    def chat_prompt(self, messages: Any, *, template: str | None = None, **options: Any) -> str:
+        """The prompt text of one conversation; options as ChatTemplate.render. Raises InvalidRequest."""
+        options.setdefault("max_chars", self.max_model_len * MAX_BYTES_A_TOKEN)
+        return self.templates(template).render(messages, **options)
 
     def default_params(self) -> SamplingParams:
         """Params of a request that names none: the checkpoint's generation_config.json over SamplingParams()."""

@@ -1,7 +1,7 @@
 """RequestStream: what the engine reports of one request -> RequestOutputs for the caller. Text is made here; no torch.
 
 Stop strings live here and not in core, because only text shows them. When one is found the engine still computes that sequence:
-`unwanted` says so, and whoever drives the engine aborts it.
+`take_unwanted` says so, and whoever drives the engine aborts it.
 """
 
 import time
@@ -33,7 +33,7 @@ class RequestStream:
         self.prompt = prompt
         self._tokenizer = tokenizer
         self._sequences = [_Sequence(index, request, tokenizer) for index in range(request.params.n)]
-        self._ended_by_engine: set[int] = set()
+        self._unwanted: list[int] = []
         self._prompt_logprobs: PromptLogprobs | None = None
         self._num_cached_tokens = 0
         self._arrival_time = time.monotonic()
@@ -45,20 +45,20 @@ class RequestStream:
         """Whether every sequence has ended, for the caller."""
         return all(sequence.finish_reason is not None for sequence in self._sequences)
 
-    @property
-    def unwanted(self) -> bool:
-        """Whether the engine should be told to abort: nothing more is wanted, but it has not ended every sequence itself."""
-        return self.finished and len(self._ended_by_engine) < len(self._sequences)
+    def take_unwanted(self) -> list[int]:
+        """Indices of sequences that have ended for the caller and that the engine goes on computing; each is told once."""
+        taken, self._unwanted = self._unwanted, []
+        return taken
 
     def push(self, output: EngineOutput) -> RequestOutput | None:
         """Takes what a step gave; returns what the caller should see now, if anything."""
-        if output.finish_reason is not None:
-            self._ended_by_engine.add(output.index)
         sequence = self._sequences[output.index]
         if sequence.finish_reason is not None:
             return None  # tokens after a stop string
         self._note(output)
         new = sequence.push(output)
+        if sequence.finish_reason is not None and output.finish_reason is None:
+            self._unwanted.append(output.index)
         return self._report(sequence, new)
 
     def cancel(self) -> RequestOutput | None:
@@ -68,6 +68,7 @@ class RequestStream:
         for sequence in self._sequences:
             if sequence.finish_reason is None:
                 sequence.finish_reason = "abort"
+                self._unwanted.append(sequence.index)
         self._finished_time = time.monotonic()
         return self._output([sequence.whole() for sequence in self._sequences])
 
