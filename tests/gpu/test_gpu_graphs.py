@@ -28,14 +28,14 @@ class TinyLayer:
         angles = torch.rand(MAX_LEN, HEAD_SIZE // 2, generator=generator)
         self.cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1).cuda()
 
-    def forward(self, fwd: ForwardBatch) -> torch.Tensor:
+    def forward(self, fwd: ForwardBatch) -> tuple[torch.Tensor]:
         x = self.ops.rms_norm(self.ops.embedding(fwd.input_ids, self.embedding), self.norm, 1e-6)
         qkv = self.ops.linear(x, self.qkv).view(-1, HEADS + 2 * KV_HEADS, HEAD_SIZE)
         q, k, v = qkv.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
         q, k = self.ops.rotary(q, k, fwd.positions, self.cos_sin)
         self.ops.write_kv(k, v, fwd.kv_caches[0], fwd.slot_mapping)
         out = self.ops.paged_attention(q, fwd.kv_caches[0], fwd, HEAD_SIZE**-0.5)
-        return self.ops.linear(out.flatten(1)[fwd.logits_indices], self.head).float()
+        return (self.ops.linear(out.flatten(1)[fwd.logits_indices], self.head).float(),)
 
 
 def decode_step(lens: list[int], pad_to: int, seed: int) -> ForwardBatch:
@@ -68,10 +68,10 @@ def test_replay_equals_eager(layer):
     for seed, lens in enumerate(steps):
         fwd = decode_step(lens, graphs.padded_size(len(lens)), seed)
         fwd.kv_caches = [eager_kv.copy_(kv)]
-        expected = layer.forward(fwd)
+        (expected,) = layer.forward(fwd)
         fwd.kv_caches = [graph_kv.copy_(kv)]
         got = graphs.run(fwd)
-        assert got is not None and torch.equal(got[: len(lens)], expected[: len(lens)]), lens
+        assert got is not None and torch.equal(got[0][: len(lens)], expected[: len(lens)]), lens
         assert torch.equal(graph_kv, eager_kv), "padding rows wrote into the cache"
     assert graphs.captured_sizes == [1, 4, 48, 64]
     graphs.close()

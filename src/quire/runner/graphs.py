@@ -26,7 +26,7 @@ INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens
 class DecodeGraphs:
     """Replays of `forward` for steps in which every sequence computes one token and samples.
 
-    forward        ForwardBatch -> logits [S, V]; never waits for the device
+    forward        ForwardBatch -> tensors of B rows each; never waits for the device
     max_model_len  lengths up to it are served by every graph
     max_blocks     M, entries of a block-table row that max_model_len needs
     """
@@ -34,7 +34,7 @@ class DecodeGraphs:
     def __init__(
         self,
         platform: Platform,
-        forward: Callable[[ForwardBatch], Tensor],
+        forward: Callable[[ForwardBatch], tuple[Tensor, ...]],
         max_num_seqs: int,
         max_model_len: int,
         max_blocks: int,
@@ -45,7 +45,7 @@ class DecodeGraphs:
         self._sizes = graph_sizes(max_num_seqs)
         self._graphs: dict[int, tuple[Graph, ForwardBatch]] = {}
         self._block_tables = torch.zeros(self._sizes[-1], max_blocks, dtype=torch.int32, device=platform.device())
-        self._logits: Tensor | None = None  # [largest size, V], written by every graph
+        self._outputs: tuple[Tensor, ...] = ()  # of the largest size; every graph writes its first rows
 
     @property
     def captured_sizes(self) -> list[int]:
@@ -58,8 +58,8 @@ class DecodeGraphs:
         return self._sizes[index] if index < len(self._sizes) else None
 
     @torch.inference_mode()
-    def run(self, fwd: ForwardBatch) -> Tensor | None:
-        """Logits [B, V] of a decoding step of B rows, padding rows included; good until the next run.
+    def run(self, fwd: ForwardBatch) -> tuple[Tensor, ...] | None:
+        """What `forward` gives for a decoding step of B rows, padding rows included; good until the next run.
 
         None when the step is of another kind, or B is not a padded size.
         """
@@ -73,15 +73,14 @@ class DecodeGraphs:
         _copy_moved(fwd, captured)
         captured.block_tables[:, : fwd.block_tables.shape[1]].copy_(fwd.block_tables)
         graph.replay()
-        assert self._logits is not None
-        return self._logits[:size]
+        return tuple(output[:size] for output in self._outputs)
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
         for graph, _ in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        self._logits = None
+        self._outputs = ()
 
     def _capture(self, fwd: ForwardBatch, size: int) -> tuple[Graph, ForwardBatch]:
         start = time.perf_counter()
@@ -90,12 +89,13 @@ class DecodeGraphs:
         batch = replace(fwd, block_tables=tables, max_seq_len=self._max_model_len)
 
         def work() -> None:
-            # Done once for real before the capture: a step computes the same keys, values and logits however often it is done.
-            logits = self._forward(batch)
-            if self._logits is None:
-                self._logits = logits.new_empty(self._sizes[-1], logits.shape[1])
-            # One buffer for all sizes: each graph's own output would stay allocated as long as the graph.
-            self._logits[:size].copy_(logits)
+            # Done once for real before the capture: a step computes the same however often it is done.
+            results = self._forward(batch)
+            if not self._outputs:
+                self._outputs = tuple(r.new_empty(self._sizes[-1], *r.shape[1:]) for r in results)
+            # One set of outputs for all sizes: each graph's own would stay allocated as long as the graph.
+            for output, result in zip(self._outputs, results, strict=True):
+                output[:size].copy_(result)
 
         pool = next((graph.pool for graph, _ in self._graphs.values()), None)
         graph = self._platform.capture_graph(work, pool)

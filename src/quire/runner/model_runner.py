@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from quire.layers.build import Build
 from quire.layers.decoder import DecoderConfig
 from quire.models.registry import find_model
 from quire.ops import registry
+from quire.ops.forward_batch import ForwardBatch
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
+from quire.runner.graphs import DecodeGraphs
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -38,13 +40,6 @@ ERRORS = {
     NOT_FINITE: "the logits of this request became NaN or infinite",
     ALL_FORBIDDEN: "allowed_token_ids, bad_words and min_tokens together leave no token to choose",
 }
-
-
-class StepGraphs(Protocol):
-    """Steps captured once and replayed."""
-
-    def run(self, table: SequenceTable, step: StepInputs) -> Tensor | None:
-        """Hidden states [T, H] of the step, or None when no captured graph covers it."""
 
 
 class ModelRunner:
@@ -73,7 +68,9 @@ class ModelRunner:
         )
         max_blocks = self.table.block_tables.shape[1]
         self.buffers = InputBuffers(config.max_num_batched_tokens, config.max_num_seqs, max_blocks, device)
-        self.graphs: StepGraphs | None = None
+        self.graphs: DecodeGraphs | None = None
+        if platform.supports_graphs() and not config.enforce_eager:
+            self.graphs = DecodeGraphs(platform, self._compute, config.max_num_seqs, config.max_model_len, max_blocks)
 
     @classmethod
     def load(cls, config: EngineConfig, platform: Platform) -> "ModelRunner":
@@ -112,33 +109,45 @@ class ModelRunner:
         if not batch.scheduled:
             return StepResult([])
         step = prepare(self.table, batch)
-        hidden = self._forward(step)
-        return self._finish(batch, step, hidden)
+        hidden, logits = self._forward(step)
+        return self._finish(batch, step, hidden, logits)
 
     def close(self) -> None:
         """Frees the model, the KV cache and all buffers; the runner is of no use afterwards. Safe to call twice."""
+        graphs: DecodeGraphs | None = getattr(self, "graphs", None)
+        if graphs is not None:
+            graphs.close()
         for name in ("graphs", "model", "kv_cache", "buffers", "sampler", "prompt_logprobs", "table", "sampling"):
             if hasattr(self, name):
                 delattr(self, name)
         self.platform.empty_cache()
 
-    def _forward(self, step: StepInputs) -> Tensor:
-        """Hidden states [T, H] of the step's tokens."""
-        if self.graphs is not None:
-            hidden = self.graphs.run(self.table, step)
-            if hidden is not None:
-                return hidden
-        fwd = self.buffers.load(self.table, step, self.kv_cache.layers)
-        out: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
-        return out
+    def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, H] of the step's tokens, and logits [S, V] fp32 of the sequences that sample."""
+        if self.graphs is not None and step.is_decode:
+            padded = self.graphs.padded_size(step.num_tokens)
+            if padded is not None:
+                fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=padded)
+                outputs = self.graphs.run(fwd)
+                if outputs is not None:
+                    hidden, logits = (output[: step.num_tokens] for output in outputs)
+                    return hidden, logits
+        return self._compute(self.buffers.load(self.table, step, self.kv_cache.layers))
 
-    def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor) -> StepResult:
-        """Logits, samples and results; the device is waited for once."""
+    def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""
+        hidden: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
+        every_row = fwd.logits_indices.shape[0] == hidden.shape[0]
+        logits: Tensor = self.model.compute_logits(hidden if every_row else hidden[fwd.logits_indices])
+        return hidden, logits
+
+    def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor, logits: Tensor) -> StepResult:
+        """Samples and results; the device is waited for once."""
         out = OneCopy()
         not_finite = out.add((~hidden.isfinite().all(-1)).int())
         prompts = self.prompt_logprobs.collect(hidden, step, self.model.compute_logits, out)
         rows = step.rows[step.samples]
-        sampled = self.sampler.sample(self._logits(hidden, step), rows, out) if len(rows) else NOTHING_SAMPLED
+        sampled = self.sampler.sample(logits, rows, out) if len(rows) else NOTHING_SAMPLED
         arrays = out.fetch()
         tokens = np.full(len(step.rows), NO_TOKEN)
         tokens[step.samples] = self.sampler.token_ids(sampled, arrays)
@@ -149,13 +158,6 @@ class ModelRunner:
         for place, slices in prompts.items():
             results[place] = replace(results[place], prompt_logprobs=self.prompt_logprobs.entries(slices, arrays))
         return StepResult(results)
-
-    def _logits(self, hidden: Tensor, step: StepInputs) -> Tensor:
-        """Logits [S, V] fp32 of the sequences that sample."""
-        if not step.is_decode:
-            hidden = hidden[torch.from_numpy(step.logits_indices).to(hidden.device)]
-        logits: Tensor = self.model.compute_logits(hidden)
-        return logits
 
     def _advance(self, step: StepInputs, tokens: NDArray[np.int64]) -> None:
         """Counts the step's tokens as computed and appends the sampled ones. What a failed sequence wrote is wiped from the cache, so
