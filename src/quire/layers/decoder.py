@@ -29,13 +29,17 @@ class DecoderConfig:
     gated: bool = True
 
     @staticmethod
-    def sizes(hf: HfConfig, *, tied_default: bool) -> dict[str, Any]:
-        """The fields above, from the key names that Llama and its kin use. Refuses sizes that contradict each other."""
+    def sizes(hf: HfConfig, *, tied_default: bool, default_head_dim: int | None = None) -> dict[str, Any]:
+        """The fields above, from the key names that Llama and its kin use. Refuses sizes that contradict each other.
+
+        default_head_dim  of a config without head_dim; None = hidden_size / heads
+        """
         hidden_size, num_heads = hf.int("hidden_size"), hf.int("num_attention_heads")
         num_kv_heads = hf.int("num_key_value_heads", num_heads)
         if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
             raise UnsupportedModel(f"{hf.source}: {num_heads} heads cannot share {num_kv_heads} key-value heads")
-        if "head_dim" not in hf and hidden_size % num_heads:
+        head_dim = hf.int("head_dim", default_head_dim or hidden_size // num_heads)
+        if "head_dim" not in hf and default_head_dim is None and hidden_size % num_heads:
             raise UnsupportedModel(f"{hf.source}: hidden_size {hidden_size} is not a multiple of {num_heads} heads")
         return {
             "vocab_size": hf.int("vocab_size"),
@@ -44,7 +48,7 @@ class DecoderConfig:
             "num_layers": hf.int("num_hidden_layers"),
             "num_heads": num_heads,
             "num_kv_heads": num_kv_heads,
-            "head_dim": hf.int("head_dim", hidden_size // num_heads),
+            "head_dim": head_dim,
             "max_position": hf.int("max_position_embeddings"),
             "tied": hf.bool("tie_word_embeddings", tied_default),
         }

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quire.ops.contract import Inputs, OpSpec, Tolerance, randn
 from quire.ops.forward_batch import ForwardBatch
 
+ROW_TILE = 8  # query rows are padded to a multiple, see quire.ops.linear
 KEY_TILE = 128  # keys are reduced in tiles at fixed absolute positions, so a token's result is the same in any chunk
 
 
@@ -25,45 +27,65 @@ def paged_attention(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, wind
     """
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     starts, lens = fwd.query_start_loc.tolist(), fwd.seq_lens.tolist()
-    for b, seq_len in enumerate(lens):
-        rows = slice(starts[b], starts[b + 1])
-        if seq_len == 0 or rows.start == rows.stop:
+    counts = [end - start if length else 0 for start, end, length in zip(starts, starts[1:], lens, strict=False)]
+    decoding = [b for b, count in enumerate(counts) if count == 1]
+    for group in [decoding, *([b] for b, count in enumerate(counts) if count > 1)]:
+        if not group:
             continue
-        keys, values = _gather(kv, fwd.block_tables[b], seq_len)
-        for t in range(rows.start, rows.stop):
-            last = seq_len - (rows.stop - t)  # absolute position of this query
-            first = max(0, last + 1 - window) if window else 0
-            out[t] = _attend_one(q[t], keys, values, first, last, scale)
+        count = counts[group[0]]
+        rows = torch.tensor([starts[b] for b in group], device=q.device)[:, None] + torch.arange(count, device=q.device)
+        last = (
+            torch.tensor([lens[b] for b in group], device=q.device)[:, None]
+            - count
+            + torch.arange(count, device=q.device)
+        )
+        tables = fwd.block_tables[torch.tensor(group, device=q.device)]
+        out[rows] = _attend(q[rows], kv, tables, last, scale, window)
     return out
 
 
-def _gather(kv: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    block_size = kv.shape[2]
-    blocks = block_table[: -(-seq_len // block_size)].long()
-    keys, values = kv[:, blocks].flatten(1, 2)[:, :seq_len]
-    return keys, values  # each [seq_len, Hkv, D]
+def _attend(q: Tensor, kv: Tensor, tables: Tensor, last: Tensor, scale: float, window: int) -> Tensor:
+    """Online softmax over tiles of KEY_TILE keys of n sequences with c queries each.
 
-
-def _attend_one(q: Tensor, keys: Tensor, values: Tensor, first: int, last: int, scale: float) -> Tensor:
-    """Online softmax of one query [Hq, D] over keys [first, last], tile by tile."""
+    q [n, c, Hq, D]; tables [n, M]; last [n, c] = position of each query, the last key it sees. Every product has the same inner
+    sizes and a number of rows that is a multiple of 8, and keys that a query does not see add exact zeros, so that its result
+    depends neither on c nor on its neighbours.
+    """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    kv_heads = keys.shape[1]
-    query = q.to(wide).view(kv_heads, -1, q.shape[-1])  # [Hkv, G, D]
-    peak = torch.full((*query.shape[:2], 1), float("-inf"), dtype=wide, device=q.device)
-    total = torch.zeros_like(peak)
-    acc = torch.zeros_like(query)
-    for start in range(first - first % KEY_TILE, last + 1, KEY_TILE):
-        low, high = max(start, first), min(start + KEY_TILE, last + 1)
-        k, v = keys[low:high].to(wide), values[low:high].to(wide)
-        scores = (query.unsqueeze(1) * k.permute(1, 0, 2).unsqueeze(2)).sum(-1).transpose(
-            1, 2
-        ) * scale  # [Hkv, G, keys]
+    n, c, q_heads, head_dim = q.shape
+    kv_heads = kv.shape[3]
+    group = q_heads // kv_heads
+    query = q.to(wide).view(n, c, kv_heads, group, head_dim).permute(0, 2, 1, 3, 4).reshape(n, kv_heads, c * group, -1)
+    query = F.pad(query, (0, 0, 0, -(c * group) % ROW_TILE)) * scale
+    last = F.pad(last.repeat_interleave(group, dim=1), (0, query.shape[2] - c * group))[:, None, :, None]
+    first = (last + 1 - window).clamp_min(0) if window else torch.zeros_like(last)
+    peak = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide, device=q.device)
+    total, acc = torch.zeros_like(peak), torch.zeros_like(query)
+    ends = last.amax(dim=(1, 2, 3))
+    begin = int(first[:, :, : c * group].min()) // KEY_TILE * KEY_TILE
+    for start in range(begin, int(last.max()) + 1, KEY_TILE):
+        place = start + torch.arange(KEY_TILE, device=q.device)
+        seen = (place >= first) & (place <= last)
+        keys, values = _tile(kv, tables, place, ends, wide)
+        scores = (query @ keys.transpose(2, 3)).masked_fill(~seen, float("-inf"))
         new_peak = torch.maximum(peak, scores.amax(-1, keepdim=True))
-        weights, shrink = (scores - new_peak).exp(), (peak - new_peak).exp()
+        base = new_peak.masked_fill(new_peak == float("-inf"), 0.0)  # nothing seen yet
+        weights, shrink = (scores - base).exp(), (peak - base).exp()
         total = total * shrink + weights.sum(-1, keepdim=True)
-        acc = acc * shrink + (weights.unsqueeze(-1) * v.permute(1, 0, 2).unsqueeze(1)).sum(2)
+        acc = acc * shrink + weights @ values
         peak = new_peak
-    return (acc / total).reshape(q.shape).to(q.dtype)
+    result = (acc / total)[:, :, : c * group].view(n, kv_heads, c, group, head_dim)
+    return result.permute(0, 2, 1, 3, 4).reshape(q.shape).to(q.dtype)
+
+
+def _tile(kv: Tensor, tables: Tensor, place: Tensor, ends: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [n, Hkv, KEY_TILE, D] at positions `place`; zeros past each sequence's end [n], where slots hold anything."""
+    block_size = kv.shape[2]
+    inside = place <= ends[:, None]
+    blocks = tables.gather(1, (place // block_size).where(inside, 0)).long()
+    tile = kv[:, blocks, place % block_size]
+    keys, values = tile.masked_fill(~inside[:, :, None, None], 0).to(dtype).transpose(2, 3)
+    return keys, values
 
 
 def make_inputs(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> Iterator[Inputs]:

@@ -16,7 +16,12 @@ def silu_mul(x: Tensor) -> Tensor:
     Returns [T, I] in x.dtype; silu(gate) is rounded to x.dtype before the product, as in transformers' MLP
     """
     gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    if x.device.type != "cpu":
+        return F.silu(gate) * up
+    # On the CPU F.silu computes the last few elements of a thread's share by another exponential than the others, so that a row's
+    # result would depend on its place in the batch; torch.exp has one for all.
+    wide = gate if gate.dtype == torch.float64 else gate.float()
+    return (wide / (1.0 + torch.exp(-wide))).to(x.dtype) * up
 
 
 def make_inputs(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> Iterator[Inputs]:
