@@ -1,0 +1,109 @@
+"""Llama dense decoder: Llama 2 and 3, Yi, DeepSeek-R1-Distill-Llama. RMSNorm before each block, rotary positions, SwiGLU.
+
+Source: transformers models/llama/modeling_llama.py; arXiv:2302.13971, arXiv:2407.21783. Parity: tests/parity/models/test_llama.py.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from quire.hf_config import HfConfig
+from quire.layers.attention import Attention
+from quire.layers.build import Build
+from quire.layers.decoder import DecoderConfig
+from quire.layers.embedding import Embedding, LmHead
+from quire.layers.linear import GatedMlp, Linear, QkvLinear
+from quire.layers.norm import RmsNorm
+from quire.layers.rotary import RopeConfig, Rotary
+from quire.ops.forward_batch import ForwardBatch
+from quire.weights.weight_map import QKV_GATE_UP, WeightMap
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+WEIGHTS = WeightMap(fuse=QKV_GATE_UP)
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """Sizes, norm epsilon, rotary kind, and which linear layers have biases."""
+
+    eps: float = 1e-6
+    rope: RopeConfig = RopeConfig(10000.0)
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_hf(cls, hf: HfConfig) -> "Config":
+        hf.require("hidden_act", "silu", default="silu")
+        return cls(
+            **DecoderConfig.sizes(hf, tied_default=False),
+            eps=hf.float("rms_norm_eps", 1e-6),
+            rope=RopeConfig.from_hf(hf),
+            attention_bias=hf.bool("attention_bias", False),
+            mlp_bias=hf.bool("mlp_bias", False),
+        )
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, c: Config, build: Build, rope: Rotary, layer: int) -> None:
+        super().__init__()
+        self.qkv_proj = QkvLinear(build, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.attention_bias)
+        self.rope = rope
+        self.attend = Attention(build, layer, c.num_heads, c.head_dim)
+        self.o_proj = Linear(build, c.num_heads * c.head_dim, c.hidden_size, c.attention_bias)
+
+    def forward(self, x: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        q, k, v = self.qkv_proj(x)
+        q, k = self.rope(positions, q, k)
+        out: Tensor = self.o_proj(self.attend(q, k, v, fwd))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, c: Config, build: Build, rope: Rotary, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(build, c.hidden_size, c.eps)
+        self.self_attn = SelfAttention(c, build, rope, layer)
+        self.post_attention_layernorm = RmsNorm(build, c.hidden_size, c.eps)
+        self.mlp = GatedMlp(build, c.hidden_size, c.inner_size, c.mlp_bias)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, positions: Tensor, fwd: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, positions, fwd)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: Config, build: Build) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(build, c.vocab_size, c.hidden_size)
+        self.rope = Rotary(build, c.rope, c.head_dim)
+        self.layers = nn.ModuleList(Layer(c, build, self.rope, i) for i in range(c.num_layers))
+        self.norm = RmsNorm(build, c.hidden_size, c.eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        x, residual = self.embed_tokens(input_ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, positions, fwd)
+        out: Tensor = self.norm.add(x, residual)[0]
+        return out
+
+
+class Model(nn.Module):
+    """input_ids [T], positions [T] -> hidden [T, H]."""
+
+    def __init__(self, config: Config, build: Build) -> None:
+        super().__init__()
+        self.model = Decoder(config, build)
+        self.lm_head = LmHead(build, config.vocab_size, config.hidden_size, config.tied)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        hidden: Tensor = self.model(input_ids, positions, fwd)
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, H] -> [S, V] fp32."""
+        logits: Tensor = self.lm_head(hidden, self.model.embed_tokens.weight)
+        return logits

@@ -1,0 +1,112 @@
+"""Qwen3 dense decoder: as Qwen2, but each head of q and k is normed before it is rotated, and biases are a choice.
+
+Source: transformers models/qwen3/modeling_qwen3.py; arXiv:2505.09388. Parity: tests/parity/models/test_qwen3.py.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from quire.hf_config import HfConfig
+from quire.layers.attention import Attention
+from quire.layers.build import Build
+from quire.layers.decoder import DecoderConfig, sliding_windows
+from quire.layers.embedding import Embedding, LmHead
+from quire.layers.linear import GatedMlp, Linear, QkvLinear
+from quire.layers.norm import RmsNorm
+from quire.layers.rotary import RopeConfig, Rotary
+from quire.ops.forward_batch import ForwardBatch
+from quire.weights.weight_map import QKV_GATE_UP, WeightMap
+
+ARCHITECTURES = ("Qwen3ForCausalLM",)
+WEIGHTS = WeightMap(fuse=QKV_GATE_UP)
+DEFAULT_HEAD_DIM = 128  # not hidden_size / heads, as elsewhere
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """Sizes, norm epsilon, rotary kind, each layer's window (0 = none), and whether attention has biases."""
+
+    eps: float = 1e-6
+    rope: RopeConfig = RopeConfig(10000.0)
+    windows: tuple[int, ...] = ()
+    attention_bias: bool = False
+
+    @classmethod
+    def from_hf(cls, hf: HfConfig) -> "Config":
+        hf.require("hidden_act", "silu", default="silu")
+        return cls(
+            **DecoderConfig.sizes(hf, tied_default=False, default_head_dim=DEFAULT_HEAD_DIM),
+            eps=hf.float("rms_norm_eps", 1e-6),
+            rope=RopeConfig.from_hf(hf),
+            windows=sliding_windows(hf),
+            attention_bias=hf.bool("attention_bias", False),
+        )
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, c: Config, build: Build, rope: Rotary, layer: int) -> None:
+        super().__init__()
+        self.qkv_proj = QkvLinear(build, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.attention_bias)
+        self.q_norm = RmsNorm(build, c.head_dim, c.eps)
+        self.k_norm = RmsNorm(build, c.head_dim, c.eps)
+        self.rope = rope
+        self.attend = Attention(build, layer, c.num_heads, c.head_dim, window=c.windows[layer])
+        self.o_proj = Linear(build, c.num_heads * c.head_dim, c.hidden_size, c.attention_bias)
+
+    def forward(self, x: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        q, k, v = self.qkv_proj(x)
+        q, k = self.rope(positions, self.q_norm(q), self.k_norm(k))
+        out: Tensor = self.o_proj(self.attend(q, k, v, fwd))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, c: Config, build: Build, rope: Rotary, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(build, c.hidden_size, c.eps)
+        self.self_attn = SelfAttention(c, build, rope, layer)
+        self.post_attention_layernorm = RmsNorm(build, c.hidden_size, c.eps)
+        self.mlp = GatedMlp(build, c.hidden_size, c.inner_size)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, positions: Tensor, fwd: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, positions, fwd)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: Config, build: Build) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(build, c.vocab_size, c.hidden_size)
+        self.rope = Rotary(build, c.rope, c.head_dim)
+        self.layers = nn.ModuleList(Layer(c, build, self.rope, i) for i in range(c.num_layers))
+        self.norm = RmsNorm(build, c.hidden_size, c.eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        x, residual = self.embed_tokens(input_ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, positions, fwd)
+        out: Tensor = self.norm.add(x, residual)[0]
+        return out
+
+
+class Model(nn.Module):
+    """input_ids [T], positions [T] -> hidden [T, H]."""
+
+    def __init__(self, config: Config, build: Build) -> None:
+        super().__init__()
+        self.model = Decoder(config, build)
+        self.lm_head = LmHead(build, config.vocab_size, config.hidden_size, config.tied)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+        hidden: Tensor = self.model(input_ids, positions, fwd)
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, H] -> [S, V] fp32."""
+        logits: Tensor = self.lm_head(hidden, self.model.embed_tokens.weight)
+        return logits
