@@ -50,6 +50,10 @@ class RequestStream:
         taken, self._unwanted = self._unwanted, []
         return taken
 
+    def finish_reason(self, index: int) -> str | None:
+        """Why one of the sequences has ended for the caller; None while it runs."""
+        return self._sequences[index].finish_reason
+
     def push(self, output: EngineOutput) -> RequestOutput | None:
         """Takes what a step gave; returns what the caller should see now, if anything."""
         sequence = self._sequences[output.index]

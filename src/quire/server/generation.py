@@ -1,0 +1,134 @@
+"""Generation: what one HTTP request asks of the engine, from its prompts to their outputs in text."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quire.core.outputs import EngineOutput
+from quire.core.params import SamplingParams
+from quire.engine.client import Stream
+from quire.engine.stream import RequestStream
+from quire.errors import NumericalError
+from quire.outputs import RequestOutput
+from quire.server.serving import Serving
+
+OFF_LOOP_CHARS = 32_768  # longer prompts are tokenised in a thread, so that streams go on
+
+
+@dataclass
+class Run:
+    """One prompt of the request.
+
+    number      its place among the prompts
+    num_tokens  generated so far, by sequence; reasons likewise, why each ended
+    """
+
+    number: int
+    stream: RequestStream
+    first_s: float | None = None
+    last_s: dict[int, float] = field(default_factory=dict)
+    num_tokens: list[int] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = [0] * self.stream.request.params.n
+
+
+class Generation:
+    """All prompts of one HTTP request, under way. Close it: what has not ended then leaves the engine."""
+
+    def __init__(self, serving: Serving, streams: Sequence[RequestStream]) -> None:
+        self.runs = [Run(number, stream) for number, stream in enumerate(streams)]
+        self._by_id = {run.stream.request.id: run for run in self.runs}
+        self._metrics = serving.metrics
+        self._stream: Stream = serving.client.submit([stream.request for stream in streams])
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(len(run.stream.request.prompt_token_ids) for run in self.runs)
+
+    async def outputs(self) -> AsyncIterator[tuple[Run, RequestOutput]]:
+        """What is new, as it comes; in FINAL_ONLY mode one output a prompt. Raises QuireError."""
+        async for outputs in self._stream:
+            for output in joined(outputs):
+                run = self._by_id[output.request_id]
+                result = self._take(run, output)
+                if result is not None:
+                    yield run, result
+
+    async def results(self) -> list[RequestOutput]:
+        """The whole of each prompt's output, in order. For FINAL_ONLY mode. Raises QuireError."""
+        results = {run.number: result async for run, result in self.outputs()}
+        return [results[run.number] for run in self.runs]
+
+    def close(self) -> None:
+        """Gives up what has not ended. Harmless when all has."""
+        self._stream.close()
+
+    def _take(self, run: Run, output: EngineOutput) -> RequestOutput | None:
+        if output.finish_reason == "error":
+            raise NumericalError(output.error or "the model failed on this request")
+        result = run.stream.push(output)
+        run.num_tokens[output.index] += len(output.token_ids)
+        self._observe(run, output)
+        reason = run.stream.finish_reason(output.index)
+        if reason is not None and output.index not in run.reasons:
+            run.reasons[output.index] = reason
+            if output.finish_reason is None:
+                self._stream.stop(output.request_id, output.index)  # a stop string, of which the engine knows nothing
+            self._observe_end(run)
+        return result
+
+    def _observe(self, run: Run, output: EngineOutput) -> None:
+        now = time.monotonic()
+        request, times = run.stream.request, self._stream.times[output.request_id]
+        self._metrics.tokens(len(output.token_ids))
+        if run.first_s is None and output.token_ids:
+            run.first_s = now
+            self._metrics.first_token(request, times, now, output.num_cached_tokens)
+        elif output.index in run.last_s:
+            self._metrics.next_tokens(len(output.token_ids), now - run.last_s[output.index])
+        run.last_s[output.index] = now
+
+    def _observe_end(self, run: Run) -> None:
+        if len(run.reasons) == len(run.num_tokens):
+            request = run.stream.request
+            times = self._stream.times[request.id]
+            reasons = list(run.reasons.values())
+            self._metrics.finished(request, times, run.first_s, time.monotonic(), run.num_tokens, reasons)
+
+
+async def start(serving: Serving, prompts: Sequence[Any], params: SamplingParams, **options: Any) -> Generation:
+    """Validates and tokenises prompts, and submits them. options: those of Frontend.open. Raises ClientError or EngineUnavailable."""
+    frontend = serving.frontend
+
+    def open_all() -> list[RequestStream]:
+        return [frontend.open(prompt, params, **options) for prompt in prompts]
+
+    long = sum(len(prompt) for prompt in prompts) > OFF_LOOP_CHARS
+    return Generation(serving, await asyncio.to_thread(open_all) if long else open_all())
+
+
+def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:
+    """The same outputs with those of one sequence made one, as its client was slow to read them."""
+    if len(outputs) == 1:
+        return outputs
+    found: dict[tuple[str, int], EngineOutput] = {}
+    for output in outputs:
+        key = (output.request_id, output.index)
+        found[key] = _join(found[key], output) if key in found else output
+    return list(found.values())
+
+
+def _join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
+    logprobs = None if second.logprobs is None else [*(first.logprobs or []), *second.logprobs]
+    return replace(
+        second,
+        token_ids=[*first.token_ids, *second.token_ids],
+        logprobs=logprobs,
+        prompt_logprobs=first.prompt_logprobs,
+        num_cached_tokens=first.num_cached_tokens,
+    )

@@ -1,0 +1,85 @@
+"""Serving: what the endpoints share: the model's names, the frontend once the engine has told its facts, counts, the way to the engine."""
+
+import logging
+import os
+
+from quire.config import BUILTIN_MODEL, EngineArgs
+from quire.engine.client import EngineClient
+from quire.engine.frontend import Frontend, tokenizer_dir
+from quire.engine.ipc import Ready
+from quire.errors import EngineUnavailable, ModelNotFound
+from quire.server.metrics import Metrics
+from quire.server.options import ServerArgs
+from quire.text.chat import ChatTemplates
+from quire.text.special_tokens import read_special_tokens
+
+log = logging.getLogger("quire.server")
+MAX_NOTED_FIELDS = 256
+
+
+class Serving:
+    """State of one API process.
+
+    names       of the model, the first is used in answers
+    num_active  HTTP requests under way
+    draining    no new work is taken
+    """
+
+    def __init__(self, engine_args: EngineArgs, args: ServerArgs, client: EngineClient) -> None:
+        self.engine_args = engine_args
+        self.args = args
+        self.client = client
+        self.names = model_names(engine_args, args)
+        self.api_keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
+        self.metrics = Metrics(self.names[0])
+        self.num_active = 0
+        self.draining = False
+        self.ready: Ready | None = None
+        self._frontend: Frontend | None = None
+        self._templates = ChatTemplates({})
+        self._noted_fields: set[str] = set()
+
+    def load(self, ready: Ready) -> None:
+        """Reads tokenizer, sampling defaults and chat template for the engine's model. Raises SetupError types."""
+        folder = tokenizer_dir(self.engine_args, ready.config)
+        special_tokens = read_special_tokens(folder).named
+        self._templates = ChatTemplates.load(folder, self.engine_args.chat_template, special_tokens)
+        self._frontend = Frontend.load(self.engine_args, ready.config)
+        self.ready = ready
+
+    @property
+    def healthy(self) -> bool:
+        """New requests are taken, and an engine computes them."""
+        return self._frontend is not None and self.client.serving and not self.draining
+
+    @property
+    def frontend(self) -> Frontend:
+        """Raises EngineUnavailable until the first engine is ready."""
+        if self._frontend is None:
+            raise EngineUnavailable("the server is starting: the model is being loaded")
+        return self._frontend
+
+    @property
+    def templates(self) -> ChatTemplates:
+        """Chat templates of the model."""
+        return self._templates
+
+    def name_for(self, requested: str | None) -> str:
+        """The model's name for an answer. Raises ModelNotFound for another one, if the server is strict about it."""
+        if requested is None or requested in self.names:
+            return requested or self.names[0]
+        if self.args.strict_model_name:
+            raise ModelNotFound(f"The model `{requested}` does not exist; this server has {', '.join(self.names)}.")
+        return self.names[0]
+
+    def note_ignored(self, fields: list[str]) -> None:
+        """Logs fields of requests that nobody knows, each once."""
+        for name in fields:
+            if name not in self._noted_fields and len(self._noted_fields) < MAX_NOTED_FIELDS:
+                self._noted_fields.add(name)
+                log.warning("the request field %r is not known and is ignored", name)
+
+
+def model_names(engine_args: EngineArgs, args: ServerArgs) -> list[str]:
+    """What clients may call the model: as told, or as the user named it."""
+    return args.served_model_name or [(engine_args.model or BUILTIN_MODEL).replace("builtin:", "builtin-")]
