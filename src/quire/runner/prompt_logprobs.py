@@ -1,6 +1,7 @@
 """Log-probabilities of prompt tokens, a chunk at a time, in slices of bounded workspace."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,10 +11,24 @@ from torch import Tensor
 from quire.core.batch import TokenLogprobs
 from quire.runner.logprobs import gather_logprobs, to_entries
 from quire.runner.prepare import StepInputs
-from quire.runner.sampler import num_top, send
+from quire.runner.sampler import largest_top, send
 from quire.runner.sampling_table import NO_LOGPROBS, SamplingTable
 from quire.runner.sequence_table import SequenceTable
 from quire.runner.transfer import Arrays, OneCopy
+
+
+@dataclass(frozen=True)
+class PromptSlice:
+    """Some positions of one sequence.
+
+    num_top    top log-probabilities asked for, -1 = all
+    token_ids  [n] the prompt tokens there
+    parts      of the OneCopy: their LogprobTensors
+    """
+
+    num_top: int
+    token_ids: NDArray[np.int32]
+    parts: tuple[int, ...]
 
 
 class PromptLogprobs:
@@ -29,25 +44,25 @@ class PromptLogprobs:
 
     def collect(
         self, hidden: Tensor, step: StepInputs, compute_logits: Callable[[Tensor], Tensor], out: OneCopy
-    ) -> dict[int, list[tuple[int, NDArray[np.int32], tuple[int, ...]]]]:
-        """Place in the batch -> (count asked for, token ids, parts of `out`) of each slice, for sequences that want them."""
-        found: dict[int, list[tuple[int, NDArray[np.int32], tuple[int, ...]]]] = {}
+    ) -> dict[int, list[PromptSlice]]:
+        """Place in the batch -> its slices, for sequences that want prompt log-probabilities."""
+        found = {}
         wanted = self.sampling.num_prompt_logprobs[step.rows]
         for place in np.flatnonzero(wanted != NO_LOGPROBS).tolist():
-            count = int(wanted[place])
+            num_top = int(wanted[place])
             found[place] = [
-                (count, ids, self._slice(hidden[first : first + len(ids)], ids, count, compute_logits, out))
+                PromptSlice(
+                    num_top, ids, self._slice(hidden[first : first + len(ids)], ids, num_top, compute_logits, out)
+                )
                 for first, ids in self._targets(step, place)
             ]
         return found
 
-    def entries(
-        self, slices: list[tuple[int, NDArray[np.int32], tuple[int, ...]]], arrays: Arrays
-    ) -> list[TokenLogprobs]:
+    def entries(self, slices: list[PromptSlice], arrays: Arrays) -> list[TokenLogprobs]:
         """The entries of one sequence, in order of position."""
         entries: list[TokenLogprobs] = []
-        for count, ids, parts in slices:
-            entries += to_entries(ids, [arrays[part] for part in parts], [count] * len(ids))
+        for s in slices:
+            entries += to_entries(s.token_ids, [arrays[part] for part in s.parts], [s.num_top] * len(s.token_ids))
         return entries
 
     def _targets(self, step: StepInputs, place: int) -> list[tuple[int, NDArray[np.int32]]]:
@@ -64,10 +79,10 @@ class PromptLogprobs:
         self,
         hidden: Tensor,
         ids: NDArray[np.int32],
-        count: int,
+        num_top: int,
         compute_logits: Callable[[Tensor], Tensor],
         out: OneCopy,
     ) -> tuple[int, ...]:
         logits = compute_logits(hidden)
         targets = torch.from_numpy(ids.astype(np.int64)).to(logits.device)
-        return send(gather_logprobs(logits, targets, num_top(np.array([count]), logits.shape[1])), out)
+        return send(gather_logprobs(logits, targets, largest_top(np.array([num_top]), logits.shape[1])), out)

@@ -125,11 +125,11 @@ class Sampler:
         if not len(wanted):
             return None
         index = torch.from_numpy(wanted).to(raw.device)
-        tensors = gather_logprobs(raw[index], ids[index].clamp(min=0), num_top(counts[wanted], raw.shape[1]))
+        tensors = gather_logprobs(raw[index], ids[index].clamp(min=0), largest_top(counts[wanted], raw.shape[1]))
         return send(tensors, out)
 
 
-def num_top(counts: NDArray[np.int64], vocab_size: int) -> int:
+def largest_top(counts: NDArray[np.int64], vocab_size: int) -> int:
     """Largest number of top log-probabilities that any of `counts` asks for; -1 asks for all."""
     return vocab_size if (counts < 0).any() else min(int(counts.max()), vocab_size)
 
