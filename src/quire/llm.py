@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
@@ -51,6 +52,7 @@ class LLM:
         self._labels = itertools.count()
         self.llm_engine = LLMEngine.from_engine_args(args)
         self.model_config = self.llm_engine.config
+        self._close = weakref.finalize(self, self.llm_engine.close)  # when it is dropped, and at the end of the program
 
     @overload
     def generate(
@@ -165,17 +167,12 @@ class LLM:
 
     def close(self) -> None:
         """Frees the model and the KV cache at once. Harmless when done before."""
-        engine = getattr(self, "llm_engine", None)
-        if engine is not None:
-            engine.close()
+        self._close()
 
     def __enter__(self) -> "LLM":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
     def _open(
