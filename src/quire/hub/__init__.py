@@ -1,5 +1,5 @@
 """Where a model's files are: a bundled model, a local folder, the Hugging Face hub, or ModelScope."""
 
-from quire.hub.resolve import resolve_model
+from quire.hub.resolve import resolve_model, resolve_tokenizer
 
-__all__ = ["resolve_model"]
+__all__ = ["resolve_model", "resolve_tokenizer"]

@@ -4,9 +4,12 @@ import importlib.resources
 import re
 from pathlib import Path
 
+from quire import env
 from quire.config import BUILTIN_PREFIX
 from quire.errors import HubError
+from quire.hub import huggingface, modelscope
 
+# What the hub allows; ./model, ~/model, /models/qwen, a/b/c and models\\qwen are paths.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?\Z")
 
 
@@ -19,21 +22,33 @@ def resolve_model(
 ) -> Path:
     """The local folder of a model; downloads it if it has to.
 
-    name          builtin:tiny, a folder, or a name on the hub
+    name          builtin:tiny, a folder, or a name on the hub: Hugging Face's, or ModelScope's if QUIRE_USE_MODELSCOPE or
+                  VLLM_USE_MODELSCOPE says so. A folder of that name goes first
     revision      branch, tag or commit on the hub
     download_dir  where downloads go; default: the hub's own cache
-    load_format   "pt" fetches pickle weights too; "dummy" fetches no weights
-    Raises HubError: no such folder, or it cannot be downloaded; the message names the ways out.
+    token         for the Hugging Face hub; default: HF_TOKEN, or what its command line has saved
+    load_format   "pt" fetches pickled weights, "dummy" none, others safetensors
+    Raises HubError: no such folder, or it cannot be downloaded; three lines with the cause, what is missing and the ways out.
     """
     if name.startswith(BUILTIN_PREFIX):
         return _builtin(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if _looks_like_path(name):
-        what = "is a file, not a folder" if folder.is_file() else "no such folder"
-        raise HubError(f"model {name!r}: {what}")
-    raise HubError(f"model {name!r}: no such folder")
+    if folder.exists():
+        raise HubError(f"model {name!r} is a file; give the folder that holds it")
+    if _HUB_NAME.match(name) is None:
+        raise HubError(f"model {name!r}: there is no such folder, and it is no name on a hub (those are ORG/NAME)")
+    use_modelscope = env.flag("QUIRE_USE_MODELSCOPE") or env.flag("VLLM_USE_MODELSCOPE")
+    download = modelscope.download if use_modelscope else huggingface.download
+    return download(name, revision, download_dir, token, load_format)
+
+
+def resolve_tokenizer(
+    name: str, revision: str | None = None, download_dir: str | None = None, token: str | None = None
+) -> Path:
+    """The local folder of a tokenizer named by itself; fetches the tokenizer's files alone. See resolve_model."""
+    return resolve_model(name, revision, download_dir, token, load_format="tokenizer")
 
 
 def _builtin(name: str) -> Path:
@@ -43,8 +58,3 @@ def _builtin(name: str) -> Path:
     if folder.name not in names or folder.parent != root:
         raise HubError(f"model {name!r}: bundled models are {', '.join(BUILTIN_PREFIX + n for n in names) or 'none'}")
     return folder
-
-
-def _looks_like_path(name: str) -> bool:
-    """True for what cannot be a hub name: ./model, ~/model, /models/qwen, models\\qwen, a/b/c."""
-    return _HUB_NAME.match(name) is None
