@@ -1,10 +1,10 @@
 """Pickled checkpoints (.bin, .pt), read only when asked for with load_format="pt", and only as plain tensors."""
 
-import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # the exception alone; nothing here unpickles
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         with torch.sparse.check_sparse_tensor_invariants(True):  # type: ignore[no-untyped-call]
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise CheckpointError(f"{path} is refused: it holds more than plain tensors, or is corrupt") from None
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as tensors ({type(error).__name__}); download it again") from None
