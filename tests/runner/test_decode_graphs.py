@@ -8,7 +8,7 @@ import torch
 
 from quire.ops.forward_batch import ForwardBatch
 from quire.platform.cpu import CpuPlatform
-from quire.runner.graphs import SIZES, DecodeGraphs, graph_sizes
+from quire.runner.graphs import SIZES, DecodeGraphs, graph_sizes, padded_size
 
 MAX_LEN, MAX_BLOCKS, VOCAB = 64, 8, 11
 
@@ -131,8 +131,9 @@ def test_sizes():
     assert graph_sizes(5000) == list(SIZES)
 
 
-def test_padded_size(graphs):
-    assert [graphs.padded_size(n) for n in (1, 2, 3, 5, 6, 7)] == [1, 2, 4, 6, 6, None]
+def test_padded_size():
+    assert [padded_size(n, 6) for n in (1, 2, 3, 5, 6, 7)] == [1, 2, 4, 6, 6, None]
+    assert padded_size(1025, 4096) is None
 
 
 def test_close_closes_every_graph(graphs, platform):

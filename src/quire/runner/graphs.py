@@ -1,7 +1,7 @@
 """DecodeGraphs: decoding steps captured once a batch size and replayed, so that a step costs one launch in place of hundreds.
 
-A graph repeats the same kernels on the same tensors. A step is therefore padded to the next captured size, with rows of length 0
-that touch nothing, and its tensors must lie where they lay at the capture; any that do not are copied there. Lengths are read on
+A graph repeats the same kernels on the same tensors. A step is therefore padded to one of a few sizes, with rows of length 0 that
+touch nothing, and its tensors must lie where they lay at the capture; any that do not are copied there. Lengths are read on
 the device, so one graph serves every length. Sizes are captured when a step first needs them.
 """
 
@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,11 +53,6 @@ class DecodeGraphs:
         """Batch sizes captured so far."""
         return sorted(self._graphs)
 
-    def padded_size(self, num_sequences: int) -> int | None:
-        """Rows that a decoding step of `num_sequences` must have to be run here; None = too many."""
-        index = bisect_left(self._sizes, num_sequences)
-        return self._sizes[index] if index < len(self._sizes) else None
-
     @torch.inference_mode()
     def run(self, fwd: ForwardBatch) -> tuple[Tensor, ...] | None:
         """What `forward` gives for a decoding step of B rows, padding rows included; good until the next run.
@@ -65,7 +61,7 @@ class DecodeGraphs:
         """
         size = fwd.num_sequences
         every_row = fwd.num_tokens == size == fwd.logits_indices.shape[0]
-        if fwd.max_query_len != 1 or not every_row or self.padded_size(size) != size:
+        if fwd.max_query_len != 1 or not every_row or size not in self._sizes:
             return None
         if size not in self._graphs:
             self._graphs[size] = self._capture(fwd, size)
@@ -104,9 +100,17 @@ class DecodeGraphs:
         return graph, batch
 
 
+@cache
 def graph_sizes(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture: those of SIZES below max_num_seqs, and max_num_seqs itself up to the largest of them."""
     return [size for size in SIZES if size < max_num_seqs] + ([max_num_seqs] if max_num_seqs <= SIZES[-1] else [])
+
+
+def padded_size(num_sequences: int, max_num_seqs: int) -> int | None:
+    """Rows that a decoding step of `num_sequences` is padded to; None = more than any graph has."""
+    sizes = graph_sizes(max_num_seqs)
+    index = bisect_left(sizes, num_sequences)
+    return sizes[index] if index < len(sizes) else None
 
 
 def _copy_moved(fwd: ForwardBatch, captured: ForwardBatch) -> None:

@@ -21,7 +21,7 @@ from quire.ops import registry
 from quire.ops.forward_batch import ForwardBatch
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
-from quire.runner.graphs import DecodeGraphs
+from quire.runner.graphs import DecodeGraphs, padded_size
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -124,15 +124,17 @@ class ModelRunner:
 
     def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of the step's tokens, and logits [S, V] fp32 of the sequences that sample."""
-        if self.graphs is not None and step.is_decode:
-            padded = self.graphs.padded_size(step.num_tokens)
-            if padded is not None:
-                fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=padded)
-                outputs = self.graphs.run(fwd)
-                if outputs is not None:
-                    hidden, logits = (output[: step.num_tokens] for output in outputs)
-                    return hidden, logits
-        return self._compute(self.buffers.load(self.table, step, self.kv_cache.layers))
+        fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=self._padded_size(step))
+        outputs = None if self.graphs is None else self.graphs.run(fwd)
+        hidden, logits = self._compute(fwd) if outputs is None else outputs
+        return hidden[: step.num_tokens], logits[: len(step.logits_indices)]
+
+    def _padded_size(self, step: StepInputs) -> int | None:
+        """Rows to pad a decoding step to. Where graphs could be captured it is padded without them too: matrix libraries choose their
+        kernels by the number of rows, and enforce_eager shall give the same tokens."""
+        if not step.is_decode or not self.platform.supports_graphs():
+            return None
+        return padded_size(step.num_tokens, self.config.max_num_seqs)
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""
