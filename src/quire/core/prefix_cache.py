@@ -14,7 +14,7 @@ exact even if the hash collides (tests do that on purpose). The price is 16 comp
 import hashlib
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HashBlock = Callable[[bytes, list[int]], bytes]
 Parent = int | tuple[str, ...]
@@ -34,8 +34,7 @@ def root_key(root: tuple[str, ...]) -> bytes:
     return digest.digest()
 
 
-@dataclass(frozen=True)
-class CachedPrefix:
+class CachedPrefix(NamedTuple):
     """One cached block and the prefix that it completes.
 
     prefix_id   number of this prefix: stands for exactly one (root, tokens so far), never used again

@@ -1,0 +1,129 @@
+"""Seeded random walks over the scheduler: the same promises as the state machine, without shrinking, some 30 times faster.
+
+python tests/core/random_walks.py [--operations N] [--seed S]
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+
+from stub_runner import Harness, config_of, replayed, request
+
+from quire.core.scheduler import SchedulerConfig
+from quire.errors import ClientError
+
+NUM_OPERATIONS = 120
+
+
+class Walk:
+    """One engine's life: random bounds, then random events, then a drain."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.harness = Harness(self._config(), collide=self.draw.choice((None, None, 1, 5)))
+        self.num_operations = 0
+        self.events: list[tuple[int, Callable[[], None]]] = [
+            (18, self.add), (4, self.abort), (2, self.abort_one), (3, self.preempt), (1, self.reset), (1, self.crash), (60, self.advance),
+        ]  # fmt: skip
+
+    def run(self) -> None:
+        weights = [weight for weight, _ in self.events]
+        for _, event in self.draw.choices(self.events, weights, k=NUM_OPERATIONS):
+            event()
+            self.num_operations += 1
+        num_steps = self.harness.num_steps
+        self.harness.drain()
+        self.num_operations += self.harness.num_steps - num_steps
+
+    def _config(self) -> SchedulerConfig:
+        draw = self.draw
+        return config_of(
+            block_size=draw.randint(1, 4),
+            num_usable=draw.randint(2, 12),
+            max_num_seqs=draw.randint(1, 5),
+            max_num_batched_tokens=draw.randint(1, 12),
+            max_model_len=draw.choice((10, 1000)),
+            policy=draw.choice(("fcfs", "priority")),
+            enable_prefix_caching=draw.random() < 0.8,
+            enable_chunked_prefill=draw.random() < 0.7,
+            max_num_queued_reqs=draw.choice((None, None, 2)),
+        )
+
+    def add(self) -> None:
+        draw, params = self.draw, {}
+        if draw.random() < 0.2:
+            params["prompt_logprobs"] = 1
+        if draw.random() < 0.2:
+            params["logprobs"] = 1
+        max_tokens = draw.choice((1, 4, 12, 30))
+        prompt = [0] * draw.randint(0, 5) + [draw.randrange(2) for _ in range(draw.randint(1, 5))]
+        new = request(
+            f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aab"), priority=draw.randrange(3),
+            eos=draw.choice(((), (), (1,), (2, 3))), max_tokens=max_tokens, min_tokens=draw.choice((0, max_tokens // 2)),
+            n=draw.choice((1, 1, 1, 2, 3)), stop_token_ids=draw.choice(([], [4])), **params,
+        )  # fmt: skip
+        try:
+            self.harness.add(new)
+        except ClientError:
+            self.harness.verify()
+
+    def abort(self) -> None:
+        self.harness.abort(self.draw.choice(self._ids()))
+
+    def abort_one(self) -> None:
+        self.harness.abort(self.draw.choice(self._ids()), self.draw.randrange(3))
+
+    def preempt(self) -> None:
+        self.harness.preempt(self.draw.choice(self._ids()))
+
+    def reset(self) -> None:
+        if self.harness.batch is None:
+            self.harness.reset_prefix_cache()
+
+    def crash(self) -> None:
+        self.harness = replayed(self.harness)
+
+    def advance(self) -> None:
+        if self.harness.batch is None:
+            self.harness.schedule()
+        else:
+            scheduled = [s.seq_id for s in self.harness.batch.scheduled]
+            self.harness.commit({seq_id for seq_id in scheduled if self.draw.random() < 0.02})
+
+    def _ids(self) -> list[str]:
+        return sorted({id for id, _ in self.harness.owed}) or ["nobody"]
+
+
+def walk(num_operations: int, seed: int) -> tuple[int, int]:
+    """Walks until so many operations are done; returns them and the natural preemptions among them."""
+    done = preemptions = 0
+    while done < num_operations:
+        one = Walk(seed)
+        try:
+            one.run()
+        except Exception as error:
+            error.args = (f"walk with seed {seed}", *error.args)
+            raise
+        done += one.num_operations
+        preemptions += one.harness.num_natural_preemptions
+        seed += 1
+    return done, preemptions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--operations", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    done, preemptions = walk(options.operations, options.seed)
+    print(
+        f"{done} operations, {preemptions} preemptions for want of blocks, 0 violations, {time.monotonic() - began:.1f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
