@@ -1,6 +1,7 @@
 """Tests that need a CUDA GPU (`make test-gpu`). Where there is none, the folder is passed over as a whole and says so."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason="tests/gpu needs a CUDA GPU and none is visible"))
+
+
+MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Says a measured figure at the end of the run."""
+    return request.config.stash.setdefault(MEASURED, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = terminalreporter.config.stash.get(MEASURED, [])
+    if lines:
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.line(line)
