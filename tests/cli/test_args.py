@@ -83,6 +83,13 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
 
 def test_repeatable_flags_and_two_tables():
     (engine, extra), _ = parse(
-        Parser(prog="t"), ["--api-key", "a", "--api-key", "b", "m", "--port", "9"], [EngineArgs, Extra]
+        Parser(prog="t"), ["m", "--api-key", "a", "--api-key", "b", "--port", "9"], [EngineArgs, Extra]
     )
     assert (engine.model, extra.api_key, extra.port) == ("m", ["a", "b"], 9)
+
+
+def test_a_list_flag_never_swallows_the_model_in_silence():
+    (engine, extra), _ = parse(Parser(prog="t"), ["m", "--api-key", "a", "b"], [EngineArgs, Extra])
+    assert (engine.model, extra.api_key) == ("m", ["a", "b"])
+    with pytest.raises(ConfigError, match="put the model before"):
+        parse(Parser(prog="t"), ["--api-key", "a", "m"], [EngineArgs, Extra])

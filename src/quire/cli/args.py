@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
         if choices := field.metadata.get("choices"):
             settings["choices"] = choices
         if _is_list(field):
-            settings["action"] = "append"
+            settings.update(action="extend", nargs="+")
         settings["metavar"] = None if choices else field.name.upper().split("_")[-1]
         parser.add_argument(*flags, **settings)
 
@@ -94,6 +94,8 @@ def parse(
         if positional in values and values[positional] != given:
             raise ConfigError(f"two models are given: {given!r} and --{positional} {values[positional]!r}")
         values[positional] = given
+    elif positional and positional not in values:
+        _refuse_swallowed(values, options)
     made = [kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}) for kind in options]
     return made, namespace
 
@@ -205,6 +207,14 @@ def _config_flags(path: str, words: list[str]) -> list[str]:
             text = json.dumps(item) if isinstance(item, dict | bool) else str(item)
             flags.append(f"{name}={text}")
     return flags
+
+
+def _refuse_swallowed(values: dict[str, Any], options: Sequence[type]) -> None:
+    """`--served-model-name a MODEL` gives two names and no model: say so rather than serve something else."""
+    for field in (f for kind in options for f in dataclasses.fields(kind) if _is_list(f)):
+        if len(values.get(field.name, ())) > 1:
+            flag = "--" + field.name.replace("_", "-")
+            raise ConfigError(f"{flag} takes all words after it, {values[field.name]}: put the model before it")
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
