@@ -1,13 +1,15 @@
 #!/bin/bash
-# Runs the GPU tests and benchmarks, every part even when an earlier one fails; prints a summary last.
-#   scripts/gpu-check.sh [OUT_DIR [PART...]]     parts: tests ops sweep smoke; default: tests ops
+# Runs the GPU tests and benchmarks, every part even when an earlier one fails; prints the ends of the logs and a summary last.
+#   scripts/gpu-check.sh [OUT_DIR [PART...]]     parts: parity engine ops sweep smoke; default: parity engine ops
 # Logs and JSON go to OUT_DIR (default: $OUT, else results-local).
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-${OUT:-results-local}}
 parts=${*:2}
+parts=${parts:-parity engine ops}
 mkdir -p "$out"
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 python=${PYTHON:-python3}
+pytest="$python -m pytest -p no:cacheprovider --timeout 300 -rfE --durations 5"
 failed=0
 
 part() { # NAME SECONDS COMMAND...
@@ -18,21 +20,27 @@ part() { # NAME SECONDS COMMAND...
     echo "$name: exit $status after $((SECONDS - start)) s" >>"$out/summary"
 }
 
+workers() { # kernels compile on as many cores as there are, where pytest can be spread
+    "$python" -c "import xdist" 2>/dev/null && echo "-n 8"
+}
+
 rm -f "$out/summary"
-for name in ${parts:-tests ops}; do
+for name in $parts; do
     case $name in
-        tests) part tests 420 "$python" -m pytest tests/gpu -p no:cacheprovider --timeout 300 -rfEs --durations 8 ;;
+        parity) part parity 300 $pytest $(workers) tests/gpu/test_gpu_ops.py tests/gpu/test_gpu_graphs.py ;;
+        engine) part engine 400 $pytest tests/gpu/test_gpu_models.py tests/gpu/test_gpu_engine.py ;;
         ops) part ops 180 "$python" benchmarks/gpu_ops.py --out "$out/gpu_ops.json" ;;
         sweep) part sweep 240 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_ops.json" ;;
         smoke) part smoke 420 "$python" benchmarks/gpu_smoke.py --out "$out/gpu_smoke.json" ;;
         *) echo "no part named $name" && exit 2 ;;
     esac
 done
-for name in ${parts:-tests ops}; do
+for name in $parts; do
     echo "== $name"
     case $name in
-        tests) grep -vE '^[.sFEx]+ +\[|^$' "$out/tests.log" | cut -c1-220 | tail -n 45 ;;
-        *) cut -c1-180 "$out/$name.log" | tail -n 130 ;;
+        parity | engine) grep -E '^(FAILED|ERROR|E  )|measured|: |passed|failed' "$out/$name.log" | cut -c1-240 | tail -n 40 ;;
+        smoke) grep -vE '^(INFO|RESULT)' "$out/smoke.log" | cut -c1-200 | tail -n 60 ;;
+        *) cut -c1-150 "$out/$name.log" | tail -n 150 ;;
     esac
 done
 echo "== summary"
