@@ -72,14 +72,17 @@ def download(repo_id: str, revision: str | None, download_dir: str | None, token
         if cached and lost == []:
             logger.warning("%s: %s; using the downloaded commit %s", repo_id, _cause(error, endpoint), commit)
             return cached
-        raise HubError(_message(repo_id, revision, endpoint, error, repo.cache_dir, lost)) from None
+        raise HubError(_message(repo_id, revision, endpoint, error, repo.cache_dir, lost)) from error
 
 
 def _fetch(repo: CachedRepo, repo_id: str, revision: str, endpoint: str, token: str | None, load_format: str) -> Path:
-    # Imported here: it takes 0.3 s, and it reads HF_* variables when it is imported.
     _prefer_plain_http(endpoint)
+    # Imported here: `import quire` stays quick, and the client reads HF_* variables when it is imported.
     import huggingface_hub
+    import huggingface_hub.constants
 
+    if env.flag("HF_HUB_DISABLE_XET"):
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # it may have been imported before, by someone else
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     info = api.model_info(repo_id, revision=revision, timeout=_API_TIMEOUT_S)
     names = [sibling.rfilename for sibling in info.siblings or []]

@@ -28,7 +28,7 @@ def download(repo_id: str, revision: str | None, download_dir: str | None, token
     try:
         folder = _snapshot(repo_id, revision, download_dir, load_format, local=True)
     except Exception as error:
-        raise HubError(_message(repo_id, revision, cause, error)) from None
+        raise HubError(_message(repo_id, revision, cause, error)) from error
     if not offline:
         logger.warning("%s: %s; using what was downloaded before", repo_id, cause)
     return folder
@@ -45,11 +45,13 @@ def _snapshot(repo_id: str, revision: str | None, download_dir: str | None, load
     if not local:  # the client tries for 20 s when there is no network
         requests.head(_endpoint(), timeout=_PROBE_TIMEOUT_S)
     take, leave = files.patterns(load_format)
+    # The client keeps the variables it first saw; these two are passed so that the present ones count.
     folder = Path(
         snapshot_download(
             repo_id,
             revision=revision,
-            cache_dir=download_dir,
+            cache_dir=download_dir or env.path("MODELSCOPE_CACHE"),
+            endpoint=env.url("MODELSCOPE_ENDPOINT"),
             allow_patterns=take,
             ignore_patterns=leave,
             local_files_only=local,
