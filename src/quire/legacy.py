@@ -97,11 +97,11 @@ UNBUILT: dict[str, Unbuilt] = {
 def engine_args(kwargs: dict[str, Any]) -> EngineArgs:
     """EngineArgs from the keyword arguments of `LLM` or `AsyncLLM`. Raises ConfigError naming the first that cannot be honoured."""
     known = {field.name for field in dataclasses.fields(EngineArgs)}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {name: value for name, value in kwargs.items() if name in known}
     for name, value in kwargs.items():
         if name in known:
-            options[name] = value
-        elif name in SETTLED:
+            continue
+        if name in SETTLED:
             logger.warning("%s=%r has no effect: %s.", name, value, SETTLED[name].why)
         elif name in UNBUILT:
             _require_neutral(name, value)

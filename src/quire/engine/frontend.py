@@ -15,7 +15,7 @@ from quire.engine.prompts import ParsedPrompt, check_param_ids, check_token_ids,
 from quire.engine.stream import RequestStream
 from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
-from quire.hub import resolve_model
+from quire.hub import resolve_tokenizer
 from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
 from quire.text.tokenizer import Tokenizer
@@ -202,7 +202,7 @@ def tokenizer_dir(args: EngineArgs, config: EngineConfig) -> str:
     if args.tokenizer is None or args.tokenizer == args.model:
         return config.model_dir
     revision = args.tokenizer_revision or None
-    return str(resolve_model(args.tokenizer, revision, args.download_dir, args.hf_token))
+    return str(resolve_tokenizer(args.tokenizer, revision, args.download_dir, args.hf_token))
 
 
 def _checked_salt(salt: str) -> str:
