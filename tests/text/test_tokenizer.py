@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tokenizer_kinds import KINDS, PROBES, llama, opt, qwen2
+from tokenizer_kinds import CORPUS, KINDS, PROBES, llama, opt, qwen2
 
 from quire.errors import CheckpointError, InvalidRequest
 from quire.text.tokenizer import Tokenizer
@@ -204,6 +204,29 @@ def test_vocab_and_merges_files_will_do(tmp_path, tokenizers, folders):
         if "<s>" not in probe and "<unk>" not in probe:  # special in tokenizer.json alone
             assert ours.encode(probe) == expected.encode(probe)
     assert ours.eos_token_id == expected.eos_token_id
+
+
+def test_a_sentencepiece_model_will_do(tmp_path):
+    """lmsys/vicuna-7b-v1.5 has tokenizer.model alone; sentencepiece itself says what its ids are."""
+    import sentencepiece
+
+    (tmp_path / "corpus").write_text("\n".join(line.replace("\n", " ") for line in CORPUS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=350, model_type="bpe",
+        byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", minloglevel=2,
+        remove_extra_whitespaces=False,
+    )  # fmt: skip
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    ours = Tokenizer.from_dir(tmp_path)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for probe in PROBES:
+        if probe[:1] not in (" ", "▁") and "<" not in probe:
+            ids = reference.encode(probe)
+            assert ours.encode(probe) == [1, *ids], probe
+            assert ours.decode(ids) == reference.decode(ids)
+    assert (ours.bos_token_id, ours.eos_token_id) == (1, 2)
 
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path):

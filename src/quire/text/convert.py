@@ -27,9 +27,11 @@ def convert(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
         raise CheckpointError(
             f"{folder} holds no tokenizer: neither tokenizer.json nor {', '.join(TOKENIZER_FILES)} or *.model"
         )
-    result = subprocess.run(
-        [sys.executable, "-m", "quire.text.convert", str(folder)], capture_output=True, text=True, timeout=_TIMEOUT_S
-    )
+    command = [sys.executable, "-m", "quire.text.convert", str(folder)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"the tokenizer in {folder} was not converted within {_TIMEOUT_S} s") from None
     if result.returncode != 0:
         raise CheckpointError((result.stderr.strip().split("\n") or ["the conversion ended without a word"])[-1])
     answer = json.loads(result.stdout)

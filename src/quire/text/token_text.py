@@ -88,7 +88,7 @@ TokenText: TypeAlias = ByteLevelText | PieceText
 
 def token_text_of(backend: tokenizers.Tokenizer, vocab_size: int) -> TokenText:
     """Reads the kind of decoder. CheckpointError for one whose text cannot be streamed token by token."""
-    decoder = json.loads(backend.to_str())["decoder"] if backend.decoder is not None else None
+    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
     steps: list[dict[str, Any]] = decoder.get("decoders", [decoder]) if decoder else []
     names = [step["type"] for step in steps]
     if "ByteLevel" in names and set(names) <= {"ByteLevel", "Fuse"}:
