@@ -154,8 +154,9 @@ def test_n_sequences_end_once_each_and_come_back_in_order(tokenizer):
     assert final.outputs[1].error == "its logits became NaN"
 
 
-def test_a_cancelled_request_ends_with_abort_and_only_once(tokenizer):
-    stream = stream_for(tokenizer)
+@pytest.mark.parametrize("kind", list(RequestOutputKind))
+def test_a_cancelled_request_ends_with_abort_and_only_once(tokenizer, kind):
+    stream = stream_for(tokenizer, output_kind=kind)
     stream.push(EngineOutput("r", 0, tokenizer.encode("so far", False)))
     last = stream.cancel()
     assert last.finished and (last.outputs[0].text, last.outputs[0].finish_reason) == ("so far", "abort")

@@ -6,6 +6,7 @@ Stop strings live here and not in core, because only text shows them. When one i
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quire.core.batch import TokenLogprobs
 from quire.core.outputs import EngineOutput
@@ -60,6 +61,8 @@ class RequestStream:
         if sequence.finish_reason is not None:
             return None  # tokens after a stop string
         self._note(output)
+        if self.request.params.output_kind is RequestOutputKind.FINAL_ONLY and sequence.hold(output):
+            return None
         new = sequence.push(output)
         if sequence.finish_reason is not None and output.finish_reason is None:
             self._unwanted.append(output.index)
@@ -77,12 +80,12 @@ class RequestStream:
         return self._output([sequence.whole() for sequence in self._sequences])
 
     def _note(self, output: EngineOutput) -> None:
-        now = time.monotonic()
-        if output.token_ids and self._first_token_time is None:
-            self._first_token_time = now
+        if self._first_token_time is None and output.token_ids:
+            self._first_token_time = time.monotonic()
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *(logprob_dict(entry, self._tokenizer) for entry in output.prompt_logprobs)]
-        self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+        if output.num_cached_tokens > self._num_cached_tokens:
+            self._num_cached_tokens = output.num_cached_tokens
 
     def _report(self, sequence: "_Sequence", new: CompletionOutput) -> RequestOutput | None:
         if self.finished:
@@ -121,9 +124,21 @@ class _Sequence:
         self._logprobs: SampleLogprobs | None = None if params.logprobs is None else []
         self._cumulative_logprob = 0.0
         self._text = _Text(params, tokenizer if params.detokenize else None, request.prompt_token_ids)
+        self._may_hold = not params.stop_strings
+        self._held: list[EngineOutput] = []
+
+    def hold(self, output: EngineOutput) -> bool:
+        """Keeps an output for later, if nothing can end here: many tokens at once are turned into text faster than one by one."""
+        if output.finish_reason is not None or not self._may_hold:
+            return False
+        self._held.append(output)
+        return True
 
     def push(self, output: EngineOutput) -> CompletionOutput:
         """Takes new tokens; returns them, and their text, alone."""
+        if self._held:
+            output = _joined(self._held, output)
+            self._held = []
         self._error = output.error
         text, num_taken = self._text.push(output.token_ids, output.finish_reason)
         if self._text.stopped_by is not None:
@@ -136,6 +151,8 @@ class _Sequence:
 
     def whole(self) -> CompletionOutput:
         """All tokens and text so far."""
+        if self._held:  # cancelled on the way
+            self.push(EngineOutput("", self.index, [], finish_reason=self.finish_reason))
         logprobs = None if self._logprobs is None else list(self._logprobs)
         return self._completion(self._text.whole(), list(self._token_ids), logprobs)
 
@@ -229,6 +246,16 @@ class _Text:
             self.stopped_by = result.matched
             return result.text
         return result.text + self._checker.flush()
+
+
+def _joined(held: list[EngineOutput], last: EngineOutput) -> EngineOutput:
+    """The held outputs and the last one as one output with the tokens of all."""
+    outputs = [*held, last]
+    return replace(
+        last,
+        token_ids=[token_id for output in outputs for token_id in output.token_ids],
+        logprobs=[entry for output in outputs for entry in output.logprobs or ()],
+    )
 
 
 def logprob_dict(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
