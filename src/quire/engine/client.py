@@ -128,10 +128,10 @@ class EngineClient:
         self._pid = 0
         self._closed: QuireError | None = None
 
-    async def listen(self, path: str) -> asyncio.AbstractServer:
+    async def listen(self, path: str) -> None:
         """Waits for engines at the UNIX socket `path`."""
         self._loop = asyncio.get_running_loop()
-        return await asyncio.start_unix_server(self._serve_connection, path, limit=2**20)
+        self._listener = await asyncio.start_unix_server(self._serve_connection, path, limit=2**20)
 
     def configure(self, args: dict[str, Any]) -> None:
         """Engine options, for the first engine; the next ones get the config that it resolved from them."""
@@ -204,7 +204,8 @@ class EngineClient:
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One engine's whole life, from hello to its end. A peer that speaks out of turn is closed, and nothing else."""
         try:
-            hello = await asyncio.wait_for(ipc.read(reader, ipc.from_engine), HELLO_TIMEOUT_S)
+            body = await asyncio.wait_for(ipc.read(reader), HELLO_TIMEOUT_S)
+            hello = ipc.decode(body or b"", ipc.from_engine)
             if not isinstance(hello, ipc.Hello) or hello.token != self._token:
                 return
             if self._writer is not None:
@@ -214,10 +215,10 @@ class EngineClient:
             if self._start is not None:
                 self._send(self._start)
             while self._writer is writer:
-                message = await ipc.read(reader, ipc.from_engine)
-                if message is None:
+                body = await ipc.read(reader)
+                if body is None:
                     break
-                self._handle(message)
+                self._handle(ipc.decode(body, ipc.from_engine))
         except ipc.BadFrame as error:
             log.warning("a peer of the engine socket was closed: %s", error)
         except asyncio.TimeoutError:
@@ -243,6 +244,7 @@ class EngineClient:
 
     def _deliver(self, message: ipc.Outputs) -> None:
         self.watch.progressed()
+        self.stats = message.stats
         for output in message.outputs:
             told = self.journal.record(output)
             ticket = self._tickets.get(told.request_id) if told is not None else None

@@ -90,13 +90,6 @@ class Started(Message, tag="started", frozen=True):
     request_ids: list[str]
 
 
-class Outputs(Message, tag="outputs", frozen=True):
-    """What one step gave; `num_tokens` is how many tokens it computed."""
-
-    outputs: list[EngineOutput]
-    num_tokens: int = 0
-
-
 class Refused(Message, tag="refused", frozen=True):
     """The engine did not take a request; `kind` names the error's class in quire.errors."""
 
@@ -107,7 +100,7 @@ class Refused(Message, tag="refused", frozen=True):
 
 
 class Stats(Message, frozen=True):
-    """State of the engine. Counters count since it started; usage is a share, 0..1."""
+    """State of the engine. Counters count since it started; usage is a share, 0..1; num_step_tokens is of the latest step."""
 
     num_steps: int = 0
     running: int = 0
@@ -116,6 +109,14 @@ class Stats(Message, frozen=True):
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     num_preemptions: int = 0
+    num_step_tokens: int = 0
+
+
+class Outputs(Message, tag="outputs", frozen=True):
+    """What one step gave."""
+
+    outputs: list[EngineOutput]
+    stats: Stats
 
 
 class Heartbeat(Message, tag="heartbeat", frozen=True):
@@ -150,22 +151,18 @@ def decode(body: bytes, decoder: "msgspec.msgpack.Decoder[M]") -> M:
         raise BadFrame(f"{type(error).__name__}: {error}"[:200]) from None
 
 
-async def read(reader: asyncio.StreamReader, decoder: "msgspec.msgpack.Decoder[M]") -> M | None:
-    """The next message; None when the peer is gone. Raises BadFrame."""
+async def read(reader: asyncio.StreamReader) -> bytes | None:
+    """The next frame's body; None when the peer is gone. Raises BadFrame."""
     try:
-        length = _checked_length(await reader.readexactly(LENGTH.size))
-        return decode(await reader.readexactly(length), decoder)
+        return await reader.readexactly(_checked_length(await reader.readexactly(LENGTH.size)))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
 
-def receive(sock: socket.socket, decoder: "msgspec.msgpack.Decoder[M]") -> M | None:
+def receive(sock: socket.socket) -> bytes | None:
     """The same for a blocking socket."""
     header = _receive_exactly(sock, LENGTH.size)
-    if header is None:
-        return None
-    body = _receive_exactly(sock, _checked_length(header))
-    return None if body is None else decode(body, decoder)
+    return None if header is None else _receive_exactly(sock, _checked_length(header))
 
 
 def error_named(kind: str, message: str, param: str | None = None) -> errors.QuireError:

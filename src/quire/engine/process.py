@@ -25,6 +25,7 @@ from quire.core.request import Request
 from quire.engine import ipc
 from quire.engine.lifeline import Control, die_with_parent, follow
 from quire.errors import QuireError, ServerError, SetupError
+from quire.log import configure as configure_logging
 
 log = logging.getLogger("quire.engine")
 CONNECT_TIMEOUT_S = 60.0
@@ -41,7 +42,7 @@ class EngineLike(Protocol):
 
     config: EngineConfig
     num_blocks: int
-    on_admitted: Callable[[list[str]], None]
+    on_admitted: Callable[[list[str]], None] | None
 
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str, index: int | None = None) -> None: ...
@@ -88,8 +89,8 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            while (message := ipc.receive(self._sock, ipc.to_engine)) is not None:
-                self._inbox.append(message)
+            while (body := ipc.receive(self._sock)) is not None:
+                self._inbox.append(ipc.decode(body, ipc.to_engine))
                 self._filled.set()
         except (ipc.BadFrame, OSError) as error:
             log.warning("the connection to the API process was closed: %s", error)
@@ -187,19 +188,19 @@ class EngineProcess:
 
     def _send_outputs(self, outputs: list[EngineOutput], connection: Connection) -> None:
         try:
-            connection.send(ipc.Outputs(outputs))
+            connection.send(ipc.Outputs(outputs, self._stats))
         except ipc.FrameTooLarge:
             for output in outputs:
                 self._send_one(output, connection)
 
     def _send_one(self, output: EngineOutput, connection: Connection) -> None:
         try:
-            connection.send(ipc.Outputs([output]))
+            connection.send(ipc.Outputs([output], self._stats))
         except ipc.FrameTooLarge as error:
             failed = dataclasses.replace(
                 output, logprobs=None, prompt_logprobs=None, token_ids=[], finish_reason="error", error=str(error)
             )
-            connection.send(ipc.Outputs([failed]))
+            connection.send(ipc.Outputs([failed], self._stats))
 
     def _ended(self, request_id: str, index: int) -> None:
         left = self._live.get(request_id)
@@ -262,6 +263,7 @@ def child_main(prepare: Callable[[], MakeEngine], argv: list[str] | None = None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to leave
     die_with_parent(options.parent)
+    configure_logging()
     control = Control.inherited(options.control_fd)
     settings = control.receive()
     if settings is None:

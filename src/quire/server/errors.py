@@ -38,7 +38,12 @@ class InternalError(ServerError):
 def error_body(error: QuireError) -> dict[str, Any]:
     """The error object."""
     return {
-        "error": {"message": str(error) or type(error).__name__, "type": error.type, "param": error.param, "code": error.code}
+        "error": {
+            "message": str(error) or type(error).__name__,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
     }
 
 

@@ -10,8 +10,54 @@ from quire.engine.ipc import Ready, Stats
 PREFIX = "vllm:"
 LABELS = ("model_name", "engine")
 FINISH_REASONS = ("stop", "length", "abort", "error")
-TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
-TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+TTFT_BUCKETS_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+TOKEN_BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
 REQUEST_BUCKETS_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 LENGTH_BUCKETS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
 STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -76,7 +122,15 @@ class Metrics:
         """Generated tokens, first ones included."""
         self._generation_tokens.inc(num_tokens)
 
-    def finished(self, request: Request, times: Times, first_s: float | None, now: float, num_tokens: list[int], reasons: list[str]) -> None:
+    def finished(
+        self,
+        request: Request,
+        times: Times,
+        first_s: float | None,
+        now: float,
+        num_tokens: list[int],
+        reasons: list[str],
+    ) -> None:
         """A request has ended. num_tokens and reasons: one entry a sequence."""
         for reason in reasons:
             self._success[reason].inc()
@@ -125,7 +179,9 @@ class Metrics:
             PREFIX + "request_success", "Sequences ended", (*LABELS, "finished_reason"), registry=self.registry
         )
         self._success = {reason: success.labels(*self._values, reason) for reason in FINISH_REASONS}
-        self._time_to_first_token = self._histogram("time_to_first_token_seconds", "Until the first token", TTFT_BUCKETS_S)
+        self._time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "Until the first token", TTFT_BUCKETS_S
+        )
         gaps = ("inter_token_latency_seconds", "time_per_output_token_seconds")
         self._token_gaps = [self._histogram(name, "Between two tokens", TOKEN_BUCKETS_S) for name in gaps]
         self._per_output_token = self._histogram(

@@ -1,17 +1,15 @@
 """Serving: what the endpoints share: the model's names, the frontend once the engine has told its facts, counts, the way to the engine."""
 
 import logging
-import os
 
+from quire import env
 from quire.config import BUILTIN_MODEL, EngineArgs
 from quire.engine.client import EngineClient
-from quire.engine.frontend import Frontend, tokenizer_dir
+from quire.engine.frontend import Frontend
 from quire.engine.ipc import Ready
 from quire.errors import EngineUnavailable, ModelNotFound
 from quire.server.metrics import Metrics
 from quire.server.options import ServerArgs
-from quire.text.chat import ChatTemplates
-from quire.text.special_tokens import read_special_tokens
 
 log = logging.getLogger("quire.server")
 MAX_NOTED_FIELDS = 256
@@ -30,20 +28,16 @@ class Serving:
         self.args = args
         self.client = client
         self.names = model_names(engine_args, args)
-        self.api_keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
+        self.api_keys = args.api_key or [key for key in [env.api_key()] if key]
         self.metrics = Metrics(self.names[0])
         self.num_active = 0
         self.draining = False
         self.ready: Ready | None = None
         self._frontend: Frontend | None = None
-        self._templates = ChatTemplates({})
         self._noted_fields: set[str] = set()
 
     def load(self, ready: Ready) -> None:
         """Reads tokenizer, sampling defaults and chat template for the engine's model. Raises SetupError types."""
-        folder = tokenizer_dir(self.engine_args, ready.config)
-        special_tokens = read_special_tokens(folder).named
-        self._templates = ChatTemplates.load(folder, self.engine_args.chat_template, special_tokens)
         self._frontend = Frontend.load(self.engine_args, ready.config)
         self.ready = ready
 
@@ -59,10 +53,12 @@ class Serving:
             raise EngineUnavailable("the server is starting: the model is being loaded")
         return self._frontend
 
-    @property
-    def templates(self) -> ChatTemplates:
-        """Chat templates of the model."""
-        return self._templates
+    def render_metrics(self) -> bytes:
+        """The text of /metrics."""
+        self.metrics.count_engine(self.client.stats)
+        journal = self.client.journal
+        num_held = sum(entry.wire_id is None for entry in journal.entries.values())
+        return self.metrics.render(self.client.stats, num_held)
 
     def name_for(self, requested: str | None) -> str:
         """The model's name for an answer. Raises ModelNotFound for another one, if the server is strict about it."""

@@ -50,12 +50,15 @@ class EventStream(Response):
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except QuireError as error:
-            await send({"type": "http.response.body", "body": event(error_bytes(error)), "more_body": True})
+            await _send_error(send, error)
         except Exception:
             log.exception("a stream failed")
-            error = InternalError("the server failed on this request")
-            await send({"type": "http.response.body", "body": event(error_bytes(error)), "more_body": True})
+            await _send_error(send, InternalError("the server failed on this request"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_error(send: Send, error: QuireError) -> None:
+    await send({"type": "http.response.body", "body": event(error_bytes(error)), "more_body": True})
 
 
 async def until_client_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -22,6 +22,7 @@ from typing import Any
 
 from quire.config import EngineArgs
 from quire.errors import SetupError
+from quire.log import configure as configure_logging
 from quire.server import listen, rundir
 from quire.server.child import Child
 from quire.server.options import ServerArgs
@@ -37,6 +38,7 @@ ENGINE_COMMAND = (sys.executable, "-m", "quire.engine.process")
 
 def serve(engine_args: EngineArgs, server_args: ServerArgs) -> int:
     """Serves until told to stop. Returns the exit code: 0 stopped as asked, 1 gave up. Raises SetupError when it cannot start."""
+    configure_logging()
     return Supervisor(engine_args, server_args).run()
 
 
@@ -65,6 +67,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serves. Raises SetupError when it cannot start."""
+        self._began_s = time.monotonic()
         self._listener = listen.bind(self._args.host, self._args.port)
         self._run_dir = rundir.create()
         try:
@@ -124,6 +127,7 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         settings: dict[str, Any] = {"socket": str(self._run_dir / "engine.sock"), "token": self._token}
+        settings["began_s"] = self._began_s
         fds = []
         if name == "API":
             fds.append(self._listener.fileno())
@@ -168,6 +172,8 @@ class Supervisor:
         """Decides what a child's end means."""
         if child.name == "API" and self._draining_until is not None:
             self._exit_code = 0
+        elif self._draining_until is not None and child.process.returncode == 0:
+            log.debug("the engine has left")  # the API process told it to, as nothing is under way any more
         elif child.fault is not None and not self._was_ready:
             raise SetupError(child.fault)
         elif not self._was_ready:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 from fake_engine import FakeEngine, answer
+
 from quire.core.outputs import EngineOutput
 from quire.core.params import SamplingParams
 from quire.core.request import Request
@@ -54,7 +55,7 @@ class World:
 
     def step(self, deadly: tuple[str, ...] = ()) -> None:
         """One step; the engine dies in it, before it can tell anything, when it computes a request named deadly."""
-        live = [r for r in self.engine.running()]
+        live = self.engine.running()
         self.max_together = max(self.max_together, len(live))
         if any(r.split("~")[0] in deadly for r in live):
             self.journal.start(live)

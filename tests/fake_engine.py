@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire.config import EngineArgs, EngineConfig
 from quire.core.outputs import EngineOutput
@@ -46,6 +46,7 @@ class FakeStats:
     running: int
     waiting: int
     kv_cache_usage: float = 0.0
+    num_step_tokens: int = 0
 
 
 class FakeEngine:
@@ -123,7 +124,9 @@ class FakeEngine:
 
 def prepare():
     def make(args: EngineArgs, config: EngineConfig | None) -> FakeEngine:
-        return FakeEngine()
+        engine = FakeEngine()
+        engine.config = config or replace(CONFIG, model_dir=args.model)
+        return engine
 
     return make
 

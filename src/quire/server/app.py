@@ -1,0 +1,59 @@
+"""The HTTP application: routes, error objects, and the gate around them."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from quire.errors import QuireError
+from quire.server import health
+from quire.server.errors import error_response, http_error
+from quire.server.gate import Gate
+from quire.server.openai import chat, completions, models
+from quire.server.serving import Serving
+from quire.version import __version__
+
+MESSAGES = {404: "there is no route {path}", 405: "{path} does not take {method}"}
+
+
+def build_app(serving: Serving, max_active: int) -> ASGIApp:
+    """The ASGI application of one API process. max_active: HTTP requests at once."""
+    docs = not serving.args.disable_fastapi_docs
+    app = FastAPI(
+        title="quire",
+        version=__version__,
+        openapi_url="/openapi.json" if docs else None,
+        docs_url="/docs" if docs else None,
+        redoc_url="/redoc" if docs else None,
+        redirect_slashes=False,
+    )
+    app.state.serving = serving
+    for router in (health.router, models.router, chat.router, completions.router):
+        app.include_router(router)
+    app.add_exception_handler(QuireError, _quire_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    if serving.args.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.args.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Quire-Ignored", "Retry-After"],
+        )
+    return Gate(app, serving, max_active)
+
+
+async def _quire_error(_: Request, error: Exception) -> Response:
+    if isinstance(error, QuireError):
+        return error_response(error)
+    raise error
+
+
+async def _http_error(http: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    text = MESSAGES.get(error.status_code, str(error.detail))
+    message = text.format(path=repr(http.url.path[:200]), method=http.method)
+    return http_error(error.status_code, message, dict(error.headers or {}))

@@ -1,0 +1,173 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from quire.errors import InvalidRequest
+from quire.outputs import CompletionOutput, RequestOutput
+from quire.server.generation import Generation, start
+from quire.server.openai.endpoint import Call, encoder, frontend_options, json_response, read_request, request_body
+from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
+from quire.server.openai.schemas import ChatCompletionRequest, sampling_params
+from quire.server.openai.shapes import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatMessage,
+    ChunkChoice,
+    Delta,
+    Usage,
+    usage,
+)
+from quire.server.serving import Serving
+from quire.server.sse import DONE, EventStream, event, until_client_gone
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", openapi_extra=request_body(ChatCompletionRequest), response_model=None)
+async def chat_completions(http: Request) -> Response:
+    """The next message of a chat."""
+    request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")
+    generation = await _start(request, call.serving)
+    if request.stream:
+        return EventStream(ChatStream(request, call, generation).events(), generation.close, call.headers)
+    try:
+        results = await until_client_gone(http.receive, generation.results())
+    finally:
+        generation.close()
+    return json_response(_completion(request, call, results[0]), call)
+
+
+async def _start(request: ChatCompletionRequest, serving: Serving) -> Generation:
+    frontend = serving.frontend
+    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    params = sampling_params(
+        request,
+        {"max_tokens": None, **frontend.generation.sampling},
+        max_logprobs=serving.args.max_logprobs,
+        max_tokens=asked,
+        logprobs=_num_top_logprobs(request),
+    )
+    options = frontend_options(request, asked_max_tokens=asked is not None)
+    prompt = render(request, serving)
+    return await start(serving, [prompt], params, add_special_tokens=bool(request.add_special_tokens), **options)
+
+
+def render(request: ChatCompletionRequest, serving: Serving) -> str:
+    """The prompt text of the messages. Raises InvalidRequest."""
+    if request.echo:
+        raise InvalidRequest("echo is not implemented for chats; use /v1/completions", "echo")
+    continuing = bool(request.continue_final_message)
+    opening = request.add_generation_prompt
+    return serving.frontend.chat_prompt(
+        [message.model_dump(exclude_unset=True) for message in request.messages],
+        add_generation_prompt=not continuing if opening is None else opening,
+        continue_final_message=continuing,
+        template_kwargs=request.chat_template_kwargs,
+    )
+
+
+def _num_top_logprobs(request: ChatCompletionRequest) -> Any:
+    """How many likely tokens are wanted a position; None = no log-probabilities."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("top_logprobs need logprobs to be true", "top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def _writer(request: ChatCompletionRequest, serving: Serving) -> LogprobWriter:
+    as_ids = bool(request.return_tokens_as_token_ids)
+    return LogprobWriter(serving.frontend.tokenizer, int(request.top_logprobs or 0), as_ids)
+
+
+def _completion(request: ChatCompletionRequest, call: Call, result: RequestOutput) -> ChatCompletion:
+    writer = _writer(request, call.serving)
+    completion = ChatCompletion(
+        **call.head,
+        choices=[_choice(request, output, writer) for output in result.outputs],
+        usage=usage(
+            len(result.prompt_token_ids), sum(len(o.token_ids) for o in result.outputs), result.num_cached_tokens
+        ),
+    )
+    if request.prompt_logprobs is not None:
+        completion.prompt_logprobs = prompt_logprobs_json(result.prompt_logprobs)
+    if request.return_token_ids:
+        completion.prompt_token_ids = result.prompt_token_ids
+    return completion
+
+
+def _choice(request: ChatCompletionRequest, output: CompletionOutput, writer: LogprobWriter) -> ChatChoice:
+    return ChatChoice(
+        index=output.index,
+        message=ChatMessage(output.text),
+        finish_reason=output.finish_reason,
+        logprobs=None if output.logprobs is None else writer.chat(output.logprobs),
+        stop_reason=output.stop_reason,
+        token_ids=output.token_ids if request.return_token_ids else msgspec.UNSET,
+    )
+
+
+class ChatStream:
+    """The chunks of one streamed chat completion. Each answer: its role, its text, and a last chunk that says why it ended."""
+
+    def __init__(self, request: ChatCompletionRequest, call: Call, generation: Generation) -> None:
+        self._request = request
+        self._head = call.head
+        self._generation = generation
+        self._writer = _writer(request, call.serving)
+        self._begun: set[int] = set()
+        self._num_generated = 0
+        self._num_cached = 0
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Raises QuireError when the request fails on its way."""
+        async for _, result in self._generation.outputs():
+            self._num_cached = result.num_cached_tokens
+            data = b"".join(event(encoder.encode(chunk)) for chunk in self._chunks(result.outputs[0]))
+            if data:
+                yield data
+        if self._request.include_usage:
+            yield event(encoder.encode(ChatChunk(**self._head, choices=[], usage=self._usage())))
+        yield DONE
+
+    def _chunks(self, output: CompletionOutput) -> list[ChatChunk]:
+        self._num_generated += len(output.token_ids)
+        chunks = []
+        if output.index not in self._begun:
+            self._begun.add(output.index)
+            chunks.append(self._first(output.index))
+        if output.text or output.logprobs or (self._request.return_token_ids and output.token_ids):
+            chunks.append(self._chunk(self._news(output)))
+        if output.finish_reason is not None:
+            last = ChunkChoice(
+                output.index, Delta(), finish_reason=output.finish_reason, stop_reason=output.stop_reason
+            )
+            chunks.append(self._chunk(last))
+        return chunks
+
+    def _first(self, index: int) -> ChatChunk:
+        chunk = self._chunk(ChunkChoice(index, Delta(role="assistant", content="")))
+        if self._request.return_token_ids:
+            chunk.prompt_token_ids = self._generation.runs[0].stream.request.prompt_token_ids
+        return chunk
+
+    def _news(self, output: CompletionOutput) -> ChunkChoice:
+        choice = ChunkChoice(output.index, Delta(content=output.text))
+        if output.logprobs is not None:
+            choice.logprobs = self._writer.chat(output.logprobs)
+        if self._request.return_token_ids:
+            choice.token_ids = output.token_ids
+        return choice
+
+    def _chunk(self, choice: ChunkChoice) -> ChatChunk:
+        chunk = ChatChunk(**self._head, choices=[choice])
+        if self._request.continuous_usage:
+            chunk.usage = self._usage()
+        return chunk
+
+    def _usage(self) -> Usage:
+        return usage(self._generation.num_prompt_tokens, self._num_generated, self._num_cached)

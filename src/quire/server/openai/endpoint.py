@@ -1,0 +1,95 @@
+"""What the generating endpoints have in common: reading a request, and the head of its answer."""
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.config import EngineConfig
+from quire.errors import InvalidRequest
+from quire.server.body import read_object
+from quire.server.openai.fields import check_unhonoured
+from quire.server.openai.schemas import GenerateRequest, R, parse
+from quire.server.serving import Serving
+
+UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.\-]")
+MAX_NAMED_FIELDS = 20
+MAX_FIELD_NAME = 64
+encoder = msgspec.json.Encoder()
+
+
+@dataclass
+class Call:
+    """One call of an endpoint: what its answer begins with.
+
+    headers  of the response
+    """
+
+    serving: Serving
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Fields that every object of the answer has."""
+        return {"id": self.id, "created": self.created, "model": self.model}
+
+
+async def read_request(http: Request, kind: type[R], prefix: str) -> tuple[R, Call]:
+    """The validated request of an endpoint. Raises ClientError types, or EngineUnavailable while the server starts."""
+    serving: Serving = http.app.state.serving
+    body = await read_object(http)
+    request = parse(kind, body)
+    unknown = check_unhonoured(request.model_extra or {})
+    call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model))
+    if unknown:
+        serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])
+        call.headers["x-quire-ignored"] = ignored_header(unknown)
+    _check_options(request, serving)
+    return request, call
+
+
+def ignored_header(names: list[str]) -> str:
+    """Names of ignored fields, safe in a header."""
+    safe = [UNSAFE_IN_HEADER.sub("?", name[:MAX_FIELD_NAME]) for name in names[:MAX_NAMED_FIELDS]]
+    return ", ".join([*safe, "..."] if len(names) > MAX_NAMED_FIELDS else safe)
+
+
+def frontend_options(request: GenerateRequest, *, asked_max_tokens: bool) -> dict[str, Any]:
+    """Options of Frontend.open. A max_tokens that the caller asked for is refused, not cut, when it does not fit."""
+    return {
+        "priority": request.priority or 0,
+        "cache_salt": request.cache_salt or "",
+        "cap_max_tokens": not asked_max_tokens,
+    }
+
+
+def json_response(answer: msgspec.Struct, call: Call) -> Response:
+    """The whole answer."""
+    return Response(encoder.encode(answer), 200, call.headers, "application/json")
+
+
+def request_body(kind: type[GenerateRequest]) -> dict[str, Any]:
+    """The part of /openapi.json that describes the request."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _check_options(request: GenerateRequest, serving: Serving) -> None:
+    config: EngineConfig | None = serving.ready.config if serving.ready else None
+    if request.priority and config is not None and config.scheduling_policy != "priority":
+        raise InvalidRequest("priority needs a server started with --scheduling-policy priority", "priority")
+    if request.priority is not None and (isinstance(request.priority, float) or abs(request.priority) >= 2**31):
+        raise InvalidRequest("priority must be an integer of 32 bits", "priority")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs are not available in a stream", "prompt_logprobs")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options need stream to be true", "stream_options")

@@ -1,0 +1,168 @@
+"""Request bodies. Types are checked here, strictly ("1" is no number, true is no integer); bounds by SamplingParams, for everyone."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, WithJsonSchema
+
+from quire.core.params import RequestOutputKind, SamplingParams
+from quire.errors import InvalidRequest
+
+MAX_PROMPTS = 256
+# JSON has one kind of number, and some clients write 100.0 for 100: taken where it is whole, and refused by SamplingParams where not.
+Whole = Annotated[int | float, WithJsonSchema({"type": "integer"})] | None
+Number = float | None
+TokenIds = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "integer"}})] | None
+_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+_PROMPT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "items": _IDS},
+    ]
+}
+INTEGER_FIELDS = frozenset(
+    "n top_k seed min_tokens max_tokens max_completion_tokens prompt_logprobs logprobs top_logprobs priority".split()
+)
+R = TypeVar("R", bound="GenerateRequest")
+
+
+class StreamOptions(BaseModel):
+    """What a stream says beside its text."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerateRequest(BaseModel):
+    """Fields that chat and plain completions have in common: OpenAI's, and vLLM's at top level."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Whole = None
+    n: Whole = None
+    temperature: Number = None
+    top_p: Number = None
+    top_k: Whole = None
+    min_p: Number = None
+    presence_penalty: Number = None
+    frequency_penalty: Number = None
+    repetition_penalty: Number = None
+    seed: Whole = None
+    stop: str | list[Any] | None = None
+    stop_token_ids: TokenIds = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Whole = None
+    logit_bias: dict[str, Any] | None = None
+    allowed_token_ids: TokenIds = None
+    bad_words: list[Any] | None = None
+    prompt_logprobs: Whole = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    priority: Whole = None
+    cache_salt: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """The stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Every chunk of the stream carries usage."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+class Message(BaseModel):
+    """One message of a chat; text.chat reads the rest of it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: str
+    content: str | list[Any] | None = None
+
+
+class ChatCompletionRequest(GenerateRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], FailFast()]
+    max_completion_tokens: Whole = None
+    logprobs: bool | None = None
+    top_logprobs: Whole = None
+    echo: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionRequest(GenerateRequest):
+    """POST /v1/completions."""
+
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+    logprobs: Whole = None
+    echo: bool | None = None
+
+    @property
+    def prompts(self) -> list[str | list[Any]]:
+        """One entry a prompt: text or token ids, which the frontend checks. Raises InvalidRequest."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not isinstance(prompt, list) or not prompt:
+            raise InvalidRequest("prompt must be a string, a list of strings, or token ids", "prompt")
+        if not isinstance(prompt[0], str | list):
+            return [prompt]
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidRequest(f"prompt has {len(prompt)} entries, the limit is {MAX_PROMPTS}", "prompt")
+        if not all(isinstance(entry, type(prompt[0])) for entry in prompt):
+            raise InvalidRequest("the entries of prompt must be all strings or all lists of token ids", "prompt")
+        return prompt
+
+
+def parse(kind: type[R], body: dict[str, Any]) -> R:
+    """The body as a request. Raises InvalidRequest naming the first field at fault."""
+    try:
+        request = kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if part not in _UNION_ARMS)
+        raise InvalidRequest(f"{place}: {first['msg']}", str(first["loc"][0]) if first["loc"] else None) from None
+    for name in INTEGER_FIELDS & set(kind.model_fields):
+        value = getattr(request, name)
+        if isinstance(value, float) and value.is_integer():
+            setattr(request, name, int(value))
+    return request
+
+
+_UNION_ARMS = ("str", "int", "float", "list[any]")  # pydantic names the arm of a union that it tried
+
+
+def sampling_params(
+    request: GenerateRequest, defaults: dict[str, Any], *, max_logprobs: int, **more: Any
+) -> SamplingParams:
+    """SamplingParams from the request over the checkpoint's defaults; `more` wins over both where it is not None.
+
+    Raises InvalidRequest naming the field.
+    """
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    values = {**defaults, **{name: value for name, value in {**given, **more}.items() if value is not None}}
+    kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    params = SamplingParams(**values, output_kind=kind)
+    for name in ("logprobs", "prompt_logprobs"):
+        wanted = getattr(params, name)
+        if wanted is not None and not 0 <= wanted <= max_logprobs:
+            raise InvalidRequest(f"{name} is {wanted}; this server gives 0 to {max_logprobs} (--max-logprobs)", name)
+    return params
+
+
+_SAMPLING_FIELDS = tuple(
+    "n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop stop_token_ids "
+    "include_stop_str_in_output ignore_eos min_tokens logit_bias allowed_token_ids bad_words prompt_logprobs "
+    "skip_special_tokens spaces_between_special_tokens".split()
+)
