@@ -210,6 +210,9 @@ def test_a_prompt_of_the_same_conversation_finds_its_beginning_cached(llm):
     first = llm.generate(prompt, greedy(20))[0]
     again = llm.generate(first.prompt_token_ids + first.outputs[0].token_ids, greedy(4))[0]
     assert again.num_cached_tokens > 0 and again.num_cached_tokens % 16 == 0
+    llm.reset_prefix_cache()
+    afresh = llm.generate(again.prompt_token_ids, greedy(4))[0]
+    assert afresh.num_cached_tokens == 0 and afresh.outputs == again.outputs
 
 
 def test_mistakes_are_found_before_anything_runs(llm):

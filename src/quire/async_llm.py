@@ -12,7 +12,7 @@ from quire.engine.engine_thread import EngineThread, Mailbox
 from quire.engine.frontend import Frontend
 from quire.engine.stream import RequestStream
 from quire.legacy import engine_args
-from quire.llm import refuse_lora, say_if_bundled
+from quire.llm import refuse_lora, say_if_bundled, show_lines
 from quire.outputs import RequestOutput
 
 
@@ -39,6 +39,7 @@ class AsyncLLM:
         from quire.engine.engine import Engine
         from quire.setup import load_config
 
+        show_lines()
         say_if_bundled(args.model)
         config, _ = load_config(args, serving=True)
         frontend = Frontend.load(args, config)

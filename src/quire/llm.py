@@ -15,6 +15,7 @@ from quire.engine.prompts import one_for_each, split_prompts
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest
 from quire.legacy import NO_EMBEDDINGS, engine_args
+from quire.log import configure as configure_logging
 from quire.outputs import BeamSearchOutput, RequestOutput
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class LLM:
         # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
         from quire.engine.llm_engine import LLMEngine
 
+        show_lines()
         say_if_bundled(args.model)
         self._labels = itertools.count()
         self.llm_engine = LLMEngine.from_engine_args(args)
@@ -159,6 +161,10 @@ class LLM:
         """What `generate` uses when it is given no params: the checkpoint's generation_config.json over SamplingParams()."""
         return self.llm_engine.frontend.default_params()
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prompt beginnings. Requests under way are computed again from their start and lose nothing."""
+        self.llm_engine.reset_prefix_cache()
+
     def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Pooling models are not implemented yet. Raises InvalidRequest."""
         raise InvalidRequest(f"{NO_EMBEDDINGS}; use LLM.generate or LLM.chat")
@@ -240,6 +246,12 @@ def refuse_lora(lora_request: Any) -> None:
         raise InvalidRequest(
             "LoRA adapters are not implemented yet; merge the adapter into the checkpoint", "lora_request"
         )
+
+
+def show_lines() -> None:
+    """Sends quire's log lines to stderr, unless the program has set up logging by itself."""
+    if not logging.getLogger("quire").hasHandlers():
+        configure_logging()
 
 
 def say_if_bundled(model: str | None) -> None:

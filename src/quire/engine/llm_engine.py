@@ -112,6 +112,11 @@ class LLMEngine:
         """How many are not done."""
         return len(self._live)
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached blocks; requests under way are recomputed."""
+        with self._lock:
+            self.engine.scheduler.reset_prefix_cache()
+
     def stats(self) -> SchedulerStats:
         """How things stand in the engine."""
         return self.engine.stats()
