@@ -67,13 +67,16 @@ def in_company(runner: ModelRunner, cases: list[tuple[list[int], SamplingParams]
     driver = Driver(runner, seed=seed + 2)
     batch_size, chunk = draw.choice((1, 2, 3, 5, 8, 13, 32, 64)), draw.choice(CHUNKS)
     warm = _finished_line(driver, cases[0]) if draw.random() < 0.5 else None
-    lines = [(i, driver.line(*cases[i])) for i in (draw.randrange(len(cases)) for _ in range(batch_size - (warm is not None)))]
+    lines = [
+        (i, driver.line(*cases[i]))
+        for i in (draw.randrange(len(cases)) for _ in range(batch_size - (warm is not None)))
+    ]
     if warm is not None:
         for _, line in lines:
             driver.share_prefix(line, warm)
     while unfinished := [line for _, line in lines if len(line.generated) < NUM_TOKENS]:
         if draw.random() < 0.1 and warm is None:
-            driver.preempt(draw.choice([line for line in unfinished]))
+            driver.preempt(draw.choice(unfinished))
         plan = draw.sample(unfinished, draw.randint(1, len(unfinished)))
         driver.step([(line, min(chunk, len(line.tokens) - line.computed)) for line in plan])
     for line in [line for _, line in lines] + ([warm] if warm else []):

@@ -6,6 +6,8 @@ from typing import Any
 from quire.errors import UnsupportedModel
 from quire.hf_config import HfConfig
 
+MAX_SIZE = 2**24
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -27,6 +29,11 @@ class DecoderConfig:
     max_position: int
     tied: bool
     gated: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "hidden_size", "inner_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+            if not 1 <= getattr(self, field) <= MAX_SIZE:
+                raise UnsupportedModel(f"config.json: {field} is {getattr(self, field)}; it must be in [1, {MAX_SIZE}]")
 
     @staticmethod
     def sizes(hf: HfConfig, *, tied_default: bool, default_head_dim: int | None = None) -> dict[str, Any]:

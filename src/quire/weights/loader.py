@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 64 * 2**20  # read and copied at once; the host memory that loading needs beside the model, a reader
 NUM_READERS = 4  # to a device; to host memory one reader copies as fast as the machine can
 DUMMY_STD = 0.02
+WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _check_shapes(checkpoint: Checkpoint, wanted: list[Assignment], found: dict[
     wrong = []
     for a in wanted:
         info = checkpoint.tensors[found[a.source]]
+        if info.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(f"{info.path}: {a.source} has the dtype {info.dtype}, which is not a plain weight")
         if info.shape != a.shape:
             wrong.append(f"{a.source} is {list(info.shape)} in {info.path.name}, config.json makes it {list(a.shape)}")
     if wrong:

@@ -24,6 +24,10 @@ class PickledTensor:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
 
 class PickleCheckpoint(Checkpoint):
     """All pickle files of a folder, or those that its index names."""
