@@ -3,10 +3,11 @@
     python benchmarks/gpu_ops.py [--sweep] [--out FILE.json]
 
 Each figure is the median over replays of a CUDA graph of 20 calls that rotate over several caches, so that launch gaps and the L2
-stay out of it. --sweep also times other tile sizes of the attention kernels.
+stay out of it. --sweep times other tile sizes instead.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from triton.runtime.errors import OutOfResources
 
-from quire.backends.triton import paged_attention
+from quire.backends.triton import linear, paged_attention
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import implementations, specs
 
@@ -32,9 +34,10 @@ def device_us(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
     for call in calls:
         call()
     torch.cuda.synchronize()
+    count = max(CALLS, len(calls))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(CALLS):
+        for i in range(count):
             calls[i % len(calls)]()
     graph.replay()
     times = []
@@ -44,7 +47,7 @@ def device_us(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / CALLS)
+        times.append(start.elapsed_time(end) * 1e3 / count)
     return statistics.median(times)
 
 
@@ -145,6 +148,58 @@ def pointwise_rows(shape: str, tokens: int) -> Iterator[dict[str, Any]]:
         yield {**row, "tb_s": values * 2 / us / 1e6}
 
 
+def linear_sizes(shape: str) -> dict[str, tuple[int, int]]:
+    """(in, out) of each matrix of a layer, and of the head."""
+    q_heads, kv_heads, head_size, hidden, inner = SHAPES[shape]
+    vocab = 152_064 if shape == "7b" else 151_936
+    return {
+        "qkv": (hidden, (q_heads + 2 * kv_heads) * head_size),
+        "o": (q_heads * head_size, hidden),
+        "gate_up": (hidden, 2 * inner),
+        "down": (inner, hidden),
+        "head": (hidden, vocab),
+    }
+
+
+def linear_calls(product: Callable[..., Any], tokens: int, in_size: int, out_size: int) -> list[Callable[[], Any]]:
+    """Products with distinct weights, enough that they do not fit the L2 together."""
+    copies = max(1, min(100, -(-240_000_000 // (2 * in_size * out_size))))
+    x = torch.randn(tokens, in_size, device="cuda", dtype=torch.bfloat16)
+    weights = [torch.randn(out_size, in_size, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    return [lambda w=w: product(x, w, None) for w in weights]
+
+
+def linear_rows(
+    shape: str, token_counts: tuple[int, ...] = (1, 2, 4, 8, 16), library: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Products of a few rows by the own kernels and by the matrix library: bytes of weight over time."""
+    for name, (in_size, out_size) in linear_sizes(shape).items():
+        for tokens in token_counts:
+            own = linear.gemv if tokens == 1 else linear.few_rows
+            us = device_us(linear_calls(own, tokens, in_size, out_size))
+            row: dict[str, Any] = {"op": "linear", "shape": shape, "case": f"{name} T={tokens}", "us": us}
+            if library:
+                row["torch_us"] = device_us(linear_calls(torch.nn.functional.linear, tokens, in_size, out_size))
+            yield {**row, "tb_s": 2 * in_size * out_size / us / 1e6}
+
+
+def sweep_linear() -> Iterator[dict[str, Any]]:
+    """Other tiles of the few-row products."""
+    gemv_tiles, few_rows_tiles = linear.gemv_tiles, linear.few_rows_tiles
+    for block_n, block_k, warps in itertools.product((2, 4, 8, 16), (256, 512, 1024), (2, 4, 8)):
+        linear.gemv_tiles = lambda *a, t=(block_n, block_k, warps): t
+        for shape in SHAPES:
+            for row in linear_rows(shape, (1,), library=False):
+                yield {**row, "tiles": f"n={block_n} k={block_k} warps={warps}"}
+    linear.gemv_tiles = gemv_tiles
+    for block_n, block_k, warps, stages in itertools.product((16, 32, 64), (128, 256), (4,), (3, 5)):
+        linear.few_rows_tiles = lambda *a, t=(16, block_n, block_k, warps, stages): t
+        for shape in ("0.5b", "7b"):
+            for row in linear_rows(shape, (8,), library=False):
+                yield {**row, "tiles": f"n={block_n} k={block_k} warps={warps} stages={stages}"}
+    linear.few_rows_tiles = few_rows_tiles
+
+
 def ceilings() -> dict[str, float]:
     """What a large copy and a large product give on this card."""
     a, b = (torch.empty(2**31, dtype=torch.uint8, device="cuda") for _ in range(2))
@@ -154,7 +209,7 @@ def ceilings() -> dict[str, float]:
     return {"copy_tb_s": 2 * 2**31 / copy_us / 1e6, "product_tflop_s": 2 * 8192**3 / product_us / 1e6}
 
 
-def sweep() -> Iterator[dict[str, Any]]:
+def sweep_attention() -> Iterator[dict[str, Any]]:
     """Other tiles of the attention kernels."""
     decode_tiles, prefill_tiles = paged_attention.decode_tiles, paged_attention.prefill_tiles
     for block_n, warps, stages in (
@@ -180,16 +235,20 @@ def sweep() -> Iterator[dict[str, Any]]:
             prefill_tiles(*a), block_m=m, block_n=b, num_warps=w, num_stages=s
         )
         for shape in ("7b", "0.5b"):
-            row = prefill_row(shape, [(8192, 8192)], "1 x 8192")
-            yield {**row, "tiles": f"m={block_m} n={block_n} warps={warps} stages={stages}"}
+            tiles = {"tiles": f"m={block_m} n={block_n} warps={warps} stages={stages}"}
+            try:
+                yield {**prefill_row(shape, [(8192, 8192)], "1 x 8192"), **tiles}
+            except OutOfResources as error:
+                yield {"op": "prefill", "shape": shape, **tiles, "error": str(error)}
     paged_attention.prefill_tiles = prefill_tiles
 
 
-def rows(with_sweep: bool) -> Iterator[dict[str, Any]]:
-    """All measurements, cheapest first."""
+def rows() -> Iterator[dict[str, Any]]:
+    """The operators as they are."""
     for shape in SHAPES:
         for tokens in (1, 256, 8192):
             yield from pointwise_rows(shape, tokens)
+        yield from linear_rows(shape)
         for batch, context in ((1, 256), (1, 1024), (8, 4096), (64, 1024), (256, 256), (256, 1024)):
             yield decode_row(shape, batch, context)
         for lens, label in (
@@ -198,19 +257,17 @@ def rows(with_sweep: bool) -> Iterator[dict[str, Any]]:
             ([(256, 256)] * 32, "32 x 256"),
         ):
             yield prefill_row(shape, lens, label)
-    if with_sweep:
-        yield from sweep()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
+    parser.add_argument("--sweep", action="store_true", help="time other tile sizes in place of the chosen ones")
     parser.add_argument("--out", help="also write the rows as JSON")
     options = parser.parse_args()
     torch.manual_seed(0)
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), **ceilings(), "rows": []}
     print({k: v for k, v in result.items() if k != "rows"}, flush=True)
-    for row in rows(options.sweep):
+    for row in itertools.chain(sweep_attention(), sweep_linear()) if options.sweep else rows():
         result["rows"].append(row)
         print("  ".join(f"{v:9.2f}" if isinstance(v, float) else f"{v:14s}" for v in row.values()), flush=True)
         if options.out:

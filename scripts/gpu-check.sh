@@ -29,8 +29,8 @@ for name in $parts; do
     case $name in
         parity) part parity 300 $pytest $(workers) tests/gpu/test_gpu_ops.py tests/gpu/test_gpu_graphs.py ;;
         engine) part engine 400 $pytest tests/gpu/test_gpu_models.py tests/gpu/test_gpu_engine.py ;;
-        ops) part ops 180 "$python" benchmarks/gpu_ops.py --out "$out/gpu_ops.json" ;;
-        sweep) part sweep 240 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_ops.json" ;;
+        ops) part ops 240 "$python" benchmarks/gpu_ops.py --out "$out/gpu_ops.json" ;;
+        sweep) part sweep 400 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_sweep.json" ;;
         smoke) part smoke 420 "$python" benchmarks/gpu_smoke.py --out "$out/gpu_smoke.json" ;;
         *) echo "no part named $name" && exit 2 ;;
     esac

@@ -28,6 +28,8 @@ def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not torch.cuda.is_available():
+        terminalreporter.line("tests/gpu was passed over: no CUDA GPU is visible to torch")
     lines = terminalreporter.config.stash.get(MEASURED, [])
     if lines:
         terminalreporter.section("measured")

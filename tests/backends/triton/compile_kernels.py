@@ -19,7 +19,14 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from quire.backends.triton import _kernels_attention, _kernels_norm, _kernels_pointwise, paged_attention  # noqa: E402
+from quire.backends.triton import (  # noqa: E402
+    _kernels_attention,
+    _kernels_linear,
+    _kernels_norm,
+    _kernels_pointwise,
+    linear,
+    paged_attention,
+)
 from quire.ops.contract import Inputs  # noqa: E402
 from quire.ops.registry import implementations  # noqa: E402
 
@@ -30,7 +37,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"
 
 def record_launches() -> None:
     """Makes every kernel print what its compilation gives in place of running."""
-    for module in (_kernels_attention, _kernels_norm, _kernels_pointwise):
+    for module in (_kernels_attention, _kernels_linear, _kernels_norm, _kernels_pointwise):
         for name, kernel in vars(module).items():
             if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Recorder(kernel))
@@ -99,6 +106,8 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     positions = torch.zeros(4, dtype=torch.int64)
     yield "rotary", {"q": qkv[:, :28], "k": qkv[:, 28:32], "positions": positions, "cos_sin": torch.zeros(32, 128)}
     yield "write_kv", {"k": qkv[:, 28:32], "v": qkv[:, 32:], "kv": make(2, 3, 16, 4, 128), "slot_mapping": positions}
+    for rows in (1, 8):
+        yield "linear", {"x": make(rows, 3584), "weight": make(4608, 3584), "bias": make(4608)}
     for q_heads, kv_heads, head_size, window in ((28, 4, 128, 0), (14, 2, 64, 0), (32, 8, 128, 4096)):
         case = ([(3, 3), (1, 600)], q_heads, kv_heads, head_size, 16, window)
         yield "paged_attention", op_parity.attention_inputs(case, torch.bfloat16)
@@ -107,6 +116,7 @@ def calls() -> Iterator[tuple[str, Inputs]]:
 def main() -> None:
     record_launches()
     paged_attention.shared_memory_bytes = lambda: SHARED_BYTES  # type: ignore[assignment]
+    linear.GEMV_ROWS = 8
     modules = implementations("triton")
     for name, inputs in calls():
         modules[name].run(**inputs)

@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name("compile_kernels.py")
 SHARED_BYTES = 232_448
 KERNELS = {
     "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_kernel", "write_kv_kernel",
-    "decode_kernel", "combine_kernel", "prefill_kernel",
+    "decode_kernel", "combine_kernel", "prefill_kernel", "gemv_kernel", "few_rows_kernel",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_all_kernels_compile(compiled):
     assert all(line["cubin_bytes"] > 0 and line["shared_bytes"] <= SHARED_BYTES for line in compiled)
 
 
-def test_attention_uses_matrix_instructions(compiled):
+def test_products_use_matrix_instructions(compiled):
     for line in compiled:
-        if line["kernel"] in ("decode_kernel", "prefill_kernel"):
+        if line["kernel"] in ("decode_kernel", "prefill_kernel", "few_rows_kernel"):
             assert line["matrix_instructions"] > 0, line
