@@ -11,6 +11,23 @@
 constexpr int kTileVectors = kTileKeys / kLanes;
 constexpr float kLog2e = 1.4426950408889634f;
 
+// Where a tile's keys and values are in the cache.
+struct TileRows {
+  const void *keys[kTileKeys], *values[kTileKeys];
+  int64_t count = 0, row_bytes = 0, num_fetched = 0;
+
+  // Asks for the next `num_rows` rows. A few at a time between pieces of work on the tile before, so that memory is read while
+  // that one is computed: all at once would fill the queue of outstanding reads and stop the core.
+  void fetch(int64_t num_rows) {
+    const int64_t end = num_fetched + num_rows < count ? num_fetched + num_rows : count;
+    for (; num_fetched < end; ++num_fetched)
+      for (int64_t at = 0; at < row_bytes; at += 64) {
+        __builtin_prefetch(static_cast<const char*>(keys[num_fetched]) + at, 0, 2);
+        __builtin_prefetch(static_cast<const char*>(values[num_fetched]) + at, 0, 2);
+      }
+  }
+};
+
 // A thread's scratch, cut up. Rows are (query token, head of the group), token-major.
 struct AttentionScratch {
   float *query;   // [kMaxRows, units]; a unit is 32 bits, one float or a pair of bf16 (see Unit)
@@ -18,12 +35,12 @@ struct AttentionScratch {
   float *scores;  // [kMaxRows, kTileKeys], then weights
   float *peak, *total, *acc;              // of the split: [kMaxRows], [kMaxRows], [kMaxRows, D]
   float *all_peak, *all_total, *all_acc;  // of all splits so far
-  const void *key_rows[kTileKeys], *value_rows[kTileKeys];  // of the tile, in the cache
+  TileRows tiles[2];  // the one at hand and the next, by turns
 
   AttentionScratch(float* memory, int64_t head_dim) {
     const auto take = [&memory](int64_t floats) { float* part = memory; memory += (floats + 15) / 16 * 16; return part; };
     query = take(kMaxRows * head_dim);
-    keys = take(kTileKeys * head_dim);
+    keys = take(kTileKeys * (head_dim + kLanes));
     scores = take(kMaxRows * kTileKeys);
     peak = take(kMaxRows), total = take(kMaxRows), acc = take(kMaxRows * head_dim);
     all_peak = take(kMaxRows), all_total = take(kMaxRows), all_acc = take(kMaxRows * head_dim);
@@ -45,16 +62,19 @@ QUIRE_INLINE int64_t units_of(int64_t head_dim) {
   return (head_dim + Unit<T>::kElements - 1) / Unit<T>::kElements;
 }
 
-// Calls use(j, row of key first_key + j, row of its value) for `count` keys.
-template <class T, class Use>
-QUIRE_INLINE void for_keys(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count, const Use& use) {
+// Finds `count` keys from first_key on.
+template <class T>
+inline void find_rows(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count, TileRows& tile) {
   const int32_t* block = a.block_tables + item.sequence * a.table_width + first_key / a.block_size;
   const int64_t step = a.kv_heads * a.head_dim, to_values = a.num_blocks * a.block_size * step;
   const T* const heads = static_cast<const T*>(a.kv) + item.kv_head * a.head_dim;
+  tile.count = count;
+  tile.row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
+  tile.num_fetched = 0;
   int64_t offset = first_key % a.block_size;
   for (int64_t j = 0; j < count; ++block, offset = 0) {
     const T* row = heads + (*block * a.block_size + offset) * step;
-    for (; j < count && offset < a.block_size; ++j, ++offset, row += step) use(j, row, row + to_values);
+    for (; j < count && offset < a.block_size; ++j, ++offset, row += step) tile.keys[j] = row, tile.values[j] = row + to_values;
   }
 }
 
@@ -71,39 +91,32 @@ inline void load_queries(const AttentionArgs& a, const AttentionItem& item, floa
   }
 }
 
-// keys[u][j] = unit u of key j of the tile, 0 where the sequence has no such key; also notes where the values are.
+// Some keys or elements of a square are missing and become 0.
 template <class T>
-inline void load_keys(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count, AttentionScratch& s) {
+inline void load_ragged_square(const void* const* rows, int64_t count, int64_t d, int64_t head_dim, vf* square) {
   constexpr int64_t kWide = kLanes * Unit<T>::kElements;
-  for_keys<T>(a, item, first_key, count, [&s](int64_t j, const T* key, const T* value) {
-    s.key_rows[j] = key;
-    s.value_rows[j] = value;
-  });
-  const int64_t units = units_of<T>(a.head_dim);
-  for (int64_t j = 0; j < kTileKeys; j += kLanes) {
-    for (int64_t d = 0, u = 0; d < a.head_dim; d += kWide, u += kLanes) {
-      const int64_t left = a.head_dim - d;
-      vf square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const T* row = j + i < count ? static_cast<const T*>(s.key_rows[j + i]) + d : nullptr;
-        square[i] = !row ? zero() : left >= kWide ? Unit<T>::load(row) : Unit<T>::load_n(row, left);
-      }
-      transpose(square);
-      for (int i = 0; i < kLanes && u + i < units; ++i) store(s.keys + (u + i) * kTileKeys + j, square[i]);
-    }
-  }
+  const int64_t width = head_dim - d < kWide ? head_dim - d : kWide;
+  for (int i = 0; i < kLanes; ++i) square[i] = i < count ? Unit<T>::load_n(static_cast<const T*>(rows[i]) + d, width) : zero();
 }
 
-// Asks for the keys and values of a tile that is read later.
+// keys[u][j] = unit u of key j of the tile, 0 where the sequence has no such key.
 template <class T>
-inline void fetch_keys(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count) {
-  const int64_t bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
-  for_keys<T>(a, item, first_key, count, [bytes](int64_t, const T* key, const T* value) {
-    for (int64_t at = 0; at < bytes; at += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(key) + at);
-      __builtin_prefetch(reinterpret_cast<const char*>(value) + at);
+inline void load_keys(int64_t head_dim, const TileRows& tile, TileRows& next, float* keys) {
+  constexpr int64_t kWide = kLanes * Unit<T>::kElements;
+  const int64_t squares = kTileVectors * ((head_dim + kWide - 1) / kWide);
+  for (int64_t j = 0; j < kTileKeys; j += kLanes) {
+    for (int64_t d = 0; d < head_dim; d += kWide) {
+      next.fetch(kTileKeys / 2 / squares);
+      vf square[kLanes];
+      if (j + kLanes <= tile.count && d + kWide <= head_dim)
+        for (int i = 0; i < kLanes; ++i) square[i] = Unit<T>::load(static_cast<const T*>(tile.keys[j + i]) + d);
+      else
+        load_ragged_square<T>(tile.keys + j, tile.count - j, d, head_dim, square);
+      transpose(square);
+      float* const to = keys + d / Unit<T>::kElements * kTileKeys + j;  // room for kLanes rows past the last
+      for (int i = 0; i < kLanes; ++i) store(to + i * kTileKeys, square[i]);
     }
-  });
+  }
 }
 
 // scores[r][j] = query[r] · keys[:, j] for R rows and all keys of the tile.
@@ -136,30 +149,36 @@ QUIRE_INLINE void scale_by(float* x, int64_t n, float factor) {
   if (i < n) store_n(x + i, mul(load_n(x + i, n - i), f), n - i);
 }
 
-// One row's scores become weights 2^(score · factor - peak) on keys [low, high) of the tile, 0 elsewhere; its sums are rescaled.
-template <bool kWhole>
-inline void softmax_row(int64_t low, int64_t high, int64_t head_dim, float factor, float* scores, float* peak, float* total,
-                        float* acc) {
+// R rows' scores become weights 2^(score · factor - peak) on keys [low[r], high[r]) of the tile, 0 elsewhere; their sums are
+// rescaled to the new peaks. kWhole: every row sees every key.
+template <int R, bool kWhole>
+inline void softmax_rows(const int64_t* low, const int64_t* high, int64_t head_dim, float factor, float* scores, float* peak,
+                         float* total, float* acc) {
   const vf nothing = set1(-__builtin_inff()), f = set1(factor);
-  vf score[kTileVectors], highest = nothing;
-  for (int v = 0; v < kTileVectors; ++v) {
-    score[v] = mul(load(scores + v * kLanes), f);
-    const vf seen = kWhole ? score[v] : keep_lanes(score[v], low - v * kLanes, high - v * kLanes, nothing);
-    highest = vmax(seen, highest);
-  }
-  const float found = largest(highest), new_peak = found > *peak ? found : *peak;
-  const vf shift = set1(new_peak);
-  vf sums = zero();
-  for (int v = 0; v < kTileVectors; ++v) {
-    const vf raw = exp2v(sub(score[v], shift));
-    const vf weight = kWhole ? raw : keep_lanes(raw, low - v * kLanes, high - v * kLanes, zero());
-    store(scores + v * kLanes, weight);
-    sums = add(sums, weight);
-  }
-  const float shrink = first(exp2v(set1(*peak - new_peak)));
-  *total = *total * shrink + sum(sums);
-  *peak = new_peak;
-  if (shrink != 1.0f) scale_by(acc, head_dim, shrink);
+  vf highest[kLanes], sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) highest[i] = nothing, sums[i] = zero();
+  const auto only_seen = [&](vf x, int r, int v, vf other) {
+    return kWhole ? x : keep_lanes(x, low[r] - v * kLanes, high[r] - v * kLanes, other);
+  };
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kTileVectors; ++v)
+      highest[r] = vmax(only_seen(mul(load(scores + r * kTileKeys + v * kLanes), f), r, v, nothing), highest[r]);
+  const vf old_peak = load_n(peak, R);
+  const vf new_peak = vmax(join_rows(highest, vmax), old_peak), shrink = exp2v(sub(old_peak, new_peak));
+  float shift[kLanes], shrinks[kLanes];
+  store(shift, new_peak);
+  store(shrinks, shrink);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* const at = scores + r * kTileKeys + v * kLanes;
+      const vf weight = only_seen(exp2v(sub(mul(load(at), f), set1(shift[r]))), r, v, zero());
+      store(at, weight);
+      sums[r] = add(sums[r], weight);
+    }
+  store_n(peak, new_peak, R);
+  store_n(total, add(mul(load_n(total, R), shrink), join_rows(sums, add)), R);
+  for (int r = 0; r < R; ++r)
+    if (shrinks[r] != 1.0f) scale_by(acc + r * head_dim, head_dim, shrinks[r]);
 }
 
 // acc[r][d0 : d0 + V·kLanes] += Σ weights[r][j] · values[j], keys [low, high) in ascending order. `width` < kLanes only with V = 1.
@@ -202,11 +221,13 @@ inline void add_values(const float* weights, const void* const* values, int64_t 
 
 // R rows that all see some key of the tile at first_key.
 template <class T, int R>
-inline void attend_rows(const AttentionArgs& a, const AttentionItem& item, int64_t row, int64_t first_key, AttentionScratch& s) {
+inline void attend_rows(const AttentionArgs& a, const AttentionItem& item, int64_t row, int64_t first_key,
+                        const TileRows& tile, TileRows& next, int64_t fetch, AttentionScratch& s) {
   const int64_t units = units_of<T>(a.head_dim);
   const float factor = static_cast<float>(a.scale) * kLog2e;
   float* const scores = s.scores + row * kTileKeys;
   float* const acc = s.acc + row * a.head_dim;
+  next.fetch(fetch);
   score_rows<T, R>(s.query + row * units, s.keys, units, scores);
   int64_t low[R], high[R], shared_low = 0, shared_high = kTileKeys;
   for (int r = 0; r < R; ++r) {
@@ -215,31 +236,33 @@ inline void attend_rows(const AttentionArgs& a, const AttentionItem& item, int64
     high[r] = range.high < first_key + kTileKeys ? range.high - first_key : static_cast<int64_t>(kTileKeys);
     shared_low = low[r] > shared_low ? low[r] : shared_low;
     shared_high = high[r] < shared_high ? high[r] : shared_high;
-    (high[r] - low[r] == kTileKeys ? softmax_row<true> : softmax_row<false>)(
-        low[r], high[r], a.head_dim, factor, scores + r * kTileKeys, s.peak + row + r, s.total + row + r, acc + r * a.head_dim);
   }
+  const auto softmax = shared_low == 0 && shared_high == kTileKeys ? softmax_rows<R, true> : softmax_rows<R, false>;
+  next.fetch(fetch);
+  softmax(low, high, a.head_dim, factor, scores, s.peak + row, s.total + row, acc);
   if (shared_high < shared_low) shared_high = shared_low;
   // Keys that only some rows see are added row by row; each row still takes its keys in ascending order.
   for (int r = 0; r < R; ++r) {
     const int64_t stop = high[r] < shared_low ? high[r] : shared_low;
-    add_values<T, 1>(scores + r * kTileKeys, s.value_rows, low[r], stop, a.head_dim, acc + r * a.head_dim);
+    add_values<T, 1>(scores + r * kTileKeys, tile.values, low[r], stop, a.head_dim, acc + r * a.head_dim);
   }
-  add_values<T, R>(scores, s.value_rows, shared_low, shared_high, a.head_dim, acc);
+  next.fetch(fetch);
+  add_values<T, R>(scores, tile.values, shared_low, shared_high, a.head_dim, acc);
   for (int r = 0; r < R; ++r)
-    add_values<T, 1>(scores + r * kTileKeys, s.value_rows, shared_high, high[r], a.head_dim, acc + r * a.head_dim);
+    add_values<T, 1>(scores + r * kTileKeys, tile.values, shared_high, high[r], a.head_dim, acc + r * a.head_dim);
 }
 
 template <class T>
 inline void attend_some_rows(const AttentionArgs& a, const AttentionItem& item, int64_t row, int64_t count, int64_t first_key,
-                             AttentionScratch& s) {
+                             const TileRows& tile, TileRows& next, int64_t fetch, AttentionScratch& s) {
   switch (count) {
-    case 1: return attend_rows<T, 1>(a, item, row, first_key, s);
-    case 2: return attend_rows<T, 2>(a, item, row, first_key, s);
+    case 1: return attend_rows<T, 1>(a, item, row, first_key, tile, next, fetch, s);
+    case 2: return attend_rows<T, 2>(a, item, row, first_key, tile, next, fetch, s);
 #if QUIRE_ROWS > 2
-    case 3: return attend_rows<T, 3>(a, item, row, first_key, s);
-    case 4: return attend_rows<T, 4>(a, item, row, first_key, s);
-    case 5: return attend_rows<T, 5>(a, item, row, first_key, s);
-    default: return attend_rows<T, 6>(a, item, row, first_key, s);
+    case 3: return attend_rows<T, 3>(a, item, row, first_key, tile, next, fetch, s);
+    case 4: return attend_rows<T, 4>(a, item, row, first_key, tile, next, fetch, s);
+    case 5: return attend_rows<T, 5>(a, item, row, first_key, tile, next, fetch, s);
+    default: return attend_rows<T, 6>(a, item, row, first_key, tile, next, fetch, s);
 #endif
   }
 }
@@ -256,7 +279,8 @@ inline RowRange rows_seeing(const AttentionArgs& a, const AttentionItem& item, i
 }
 
 QUIRE_INLINE int64_t tile_size(int64_t first_key, int64_t limit) {
-  return limit - first_key < kTileKeys ? limit - first_key : static_cast<int64_t>(kTileKeys);
+  const int64_t left = limit > first_key ? limit - first_key : 0;
+  return left < kTileKeys ? left : static_cast<int64_t>(kTileKeys);
 }
 
 // The state of all rows over one split, from nothing. Returns the rows that see any of its keys.
@@ -270,15 +294,17 @@ inline RowRange attend_split(const AttentionArgs& a, const AttentionItem& item, 
     __builtin_memset(s.acc + row * a.head_dim, 0, sizeof(float) * static_cast<uint64_t>(a.head_dim));
   }
   const int64_t limit = item.first_position + item.tokens;  // the last token sees keys [.., limit)
-  for (int64_t key = first; key < first + kSplitKeys && key < limit; key += kTileKeys) {
+  for (int64_t key = first, turn = 0; key < first + kSplitKeys && key < limit; key += kTileKeys) {
     const RowRange rows = rows_seeing(a, item, key, kTileKeys);
     if (rows.begin >= rows.end) continue;
-    load_keys<T>(a, item, key, tile_size(key, limit), s);
-    if (key + kTileKeys < limit) fetch_keys<T>(a, item, key + kTileKeys, tile_size(key + kTileKeys, limit));
+    TileRows &tile = s.tiles[turn % 2], &next = s.tiles[++turn % 2];
+    if (turn == 1) find_rows<T>(a, item, key, tile_size(key, limit), tile);
+    find_rows<T>(a, item, key + kTileKeys, tile_size(key + kTileKeys, limit), next);
+    load_keys<T>(a.head_dim, tile, next, s.keys);
     const int64_t groups = (rows.end - rows.begin + kRows - 1) / kRows;
     for (int64_t g = 0, row = rows.begin; g < groups; ++g) {  // groups of nearly equal size
       const int64_t count = (rows.end - row + groups - g - 1) / (groups - g);
-      attend_some_rows<T>(a, item, row, count, key, s);
+      attend_some_rows<T>(a, item, row, count, key, tile, next, kTileKeys / 6 / groups + 1, s);
       row += count;
     }
   }

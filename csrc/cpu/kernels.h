@@ -23,7 +23,7 @@ struct AttentionItem {
 };
 
 constexpr int64_t attention_scratch_floats(int64_t head_dim) {
-  return 3 * kMaxRows * head_dim + kTileKeys * head_dim + kMaxRows * kTileKeys + 4 * kMaxRows + 9 * 16;
+  return 3 * kMaxRows * head_dim + kTileKeys * (head_dim + 16) + kMaxRows * kTileKeys + 4 * kMaxRows + 9 * 16;
 }
 
 struct Kernels {

@@ -43,7 +43,7 @@ inline void dot_tile(const T* x, int64_t ldx, const T* w, int64_t ldw, int64_t k
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < MR * NR; r += kLanes) store(sums + r, sum_rows(acc + r));
+  for (int r = 0; r < MR * NR; r += kLanes) store(sums + r, join_rows(acc + r, add));
 }
 
 // One x-row-block × w-panel product over K block `block`; partial sums wait in `partial` [MR, ld_partial] between blocks.

@@ -59,29 +59,24 @@ QUIRE_INLINE void store_n(bf16* p, vf a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = copy[i];
 }
 
-// The sum of a's lanes i, i+4, then i, i+2, then i, i+1: the tree that sum_rows follows too.
+// The sum of a's lanes i, i+4, then i, i+2, then i, i+1: the tree that join_rows follows too.
 QUIRE_INLINE float sum(vf a) {
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
 }
 QUIRE_INLINE float first(vf a) { return _mm256_cvtss_f32(a); }
-QUIRE_INLINE float largest(vf a) {
-  __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
-  return _mm_cvtss_f32(_mm_max_ss(q, _mm_shuffle_ps(q, q, 1)));
-}
 
-QUIRE_INLINE vf sum_halves(vf a, vf b) {  // [Σa, Σb] over the two 128-bit lanes of each
-  return add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-// sums[i] = sum(a[i]) for i < kLanes.
-QUIRE_INLINE vf sum_rows(const vf* a) {
-  const vf r0 = sum_halves(a[0], a[4]), r1 = sum_halves(a[1], a[5]);
-  const vf r2 = sum_halves(a[2], a[6]), r3 = sum_halves(a[3], a[7]);
-  const vf s01 = add(_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
-  const vf s23 = add(_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
-  return add(_mm256_shuffle_ps(s01, s23, 0x44), _mm256_shuffle_ps(s01, s23, 0xee));
+// Lane i of the result = a[i]'s lanes joined by `op`, in the order of sum().
+template <class Op>
+QUIRE_INLINE vf join_rows(const vf* a, const Op& op) {
+  const auto halves = [&op](vf p, vf q) {  // [p, q], each joined over its 128-bit lanes
+    return op(_mm256_permute2f128_ps(p, q, 0x20), _mm256_permute2f128_ps(p, q, 0x31));
+  };
+  const vf r0 = halves(a[0], a[4]), r1 = halves(a[1], a[5]), r2 = halves(a[2], a[6]), r3 = halves(a[3], a[7]);
+  const vf s01 = op(_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+  const vf s23 = op(_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+  return op(_mm256_shuffle_ps(s01, s23, 0x44), _mm256_shuffle_ps(s01, s23, 0xee));
 }
 
 QUIRE_INLINE void transpose(vf* a) {  // a[i] lane j <-> a[j] lane i

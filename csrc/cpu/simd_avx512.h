@@ -47,7 +47,7 @@ QUIRE_INLINE vf load_n(const bf16* p, int64_t n) { return widen(_mm256_maskz_loa
 QUIRE_INLINE void store(bf16* p, vf a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
 QUIRE_INLINE void store_n(bf16* p, vf a, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a)); }
 
-// The sum of a's lanes i, i+8, then i, i+4, then i, i+2, then i, i+1: the tree that sum_rows follows too.
+// The sum of a's lanes i, i+8, then i, i+4, then i, i+2, then i, i+1: the tree that join_rows follows too.
 QUIRE_INLINE float sum(vf a) {
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
@@ -55,20 +55,20 @@ QUIRE_INLINE float sum(vf a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
 }
 QUIRE_INLINE float first(vf a) { return _mm512_cvtss_f32(a); }
-QUIRE_INLINE float largest(vf a) { return _mm512_reduce_max_ps(a); }
 
-QUIRE_INLINE vf sum_pairs_of_lanes(vf a, vf b, vf c, vf d) {  // [Σa, Σb, Σc, Σd] over the four 128-bit lanes of each
-  const vf ab = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  const vf cd = add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  return add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-}
-// sums[i] = sum(a[i]) for i < kLanes.
-QUIRE_INLINE vf sum_rows(const vf* a) {
-  const vf r0 = sum_pairs_of_lanes(a[0], a[4], a[8], a[12]), r1 = sum_pairs_of_lanes(a[1], a[5], a[9], a[13]);
-  const vf r2 = sum_pairs_of_lanes(a[2], a[6], a[10], a[14]), r3 = sum_pairs_of_lanes(a[3], a[7], a[11], a[15]);
-  const vf s01 = add(_mm512_unpacklo_ps(r0, r1), _mm512_unpackhi_ps(r0, r1));
-  const vf s23 = add(_mm512_unpacklo_ps(r2, r3), _mm512_unpackhi_ps(r2, r3));
-  return add(_mm512_shuffle_ps(s01, s23, 0x44), _mm512_shuffle_ps(s01, s23, 0xee));
+// Lane i of the result = a[i]'s lanes joined by `op`, in the order of sum().
+template <class Op>
+QUIRE_INLINE vf join_rows(const vf* a, const Op& op) {
+  const auto quarters = [&op](vf p, vf q, vf r, vf s) {  // [p, q, r, s], each joined over its 128-bit lanes
+    const vf pq = op(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+    const vf rs = op(_mm512_shuffle_f32x4(r, s, 0x44), _mm512_shuffle_f32x4(r, s, 0xee));
+    return op(_mm512_shuffle_f32x4(pq, rs, 0x88), _mm512_shuffle_f32x4(pq, rs, 0xdd));
+  };
+  const vf r0 = quarters(a[0], a[4], a[8], a[12]), r1 = quarters(a[1], a[5], a[9], a[13]);
+  const vf r2 = quarters(a[2], a[6], a[10], a[14]), r3 = quarters(a[3], a[7], a[11], a[15]);
+  const vf s01 = op(_mm512_unpacklo_ps(r0, r1), _mm512_unpackhi_ps(r0, r1));
+  const vf s23 = op(_mm512_unpacklo_ps(r2, r3), _mm512_unpackhi_ps(r2, r3));
+  return op(_mm512_shuffle_ps(s01, s23, 0x44), _mm512_shuffle_ps(s01, s23, 0xee));
 }
 
 QUIRE_INLINE void transpose(vf* a) {  // a[i] lane j <-> a[j] lane i

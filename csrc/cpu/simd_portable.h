@@ -74,11 +74,14 @@ QUIRE_INLINE void store(bf16* p, vf a) { store_n(p, a, kLanes); }
 
 QUIRE_INLINE float sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 QUIRE_INLINE float first(vf a) { return a[0]; }
-QUIRE_INLINE float largest(vf a) {
-  const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
-  return low > high ? low : high;
+
+// Lane i of the result = a[i]'s lanes joined by `op`, in the order of sum().
+template <class Op>
+QUIRE_INLINE vf join_rows(const vf* a, const Op& op) {
+  vf column[kLanes];
+  for (int i = 0; i < kLanes; ++i) column[i] = vf{a[0][i], a[1][i], a[2][i], a[3][i]};
+  return op(op(column[0], column[2]), op(column[1], column[3]));
 }
-QUIRE_INLINE vf sum_rows(const vf* a) { return vf{sum(a[0]), sum(a[1]), sum(a[2]), sum(a[3])}; }
 
 QUIRE_INLINE void transpose(vf* a) {  // a[i] lane j <-> a[j] lane i
   for (int i = 0; i < kLanes; ++i)

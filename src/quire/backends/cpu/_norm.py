@@ -10,19 +10,22 @@ _pack = _native.packer("11qd")  # NormArgs
 _call = _native.operator("quire_norm")
 
 
-def supported(x: Tensor, *vectors: Tensor) -> bool:
+def supported(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether the kernel takes x [T, H] or [T, heads, H], last dimension contiguous, and these vectors [H]."""
-    dtype, hidden = x.dtype, x.shape[-1]
-    if dtype not in _codes or x.dim() not in (2, 3) or x.stride(-1) != 1 or not hidden:
+    if x.dtype not in _codes or not 2 <= x.dim() <= 3 or x.stride()[-1] != 1:
         return False
-    return all(v.dtype is dtype and v.is_contiguous() and v.shape[0] == hidden for v in vectors)
+    return _is_vector(weight, x) and (bias is None or _is_vector(bias, x))
+
+
+def _is_vector(v: Tensor, x: Tensor) -> bool:
+    return v.dtype is x.dtype and v.numel() == x.shape[-1] > 0 and v.is_contiguous()
 
 
 def norm(op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """The norm of x, or of residual + x, which then is left in `residual`."""
     shape, strides = x.shape, x.stride()
     inner, inner_stride = (shape[1], strides[1]) if len(shape) == 3 else (1, 0)
-    out = torch.empty(shape, dtype=x.dtype)
+    out = torch.empty_like(x) if x.is_contiguous() else torch.empty(shape, dtype=x.dtype)  # the first is quicker
     status = _call(
         _pack(
             x.data_ptr(),

@@ -19,7 +19,7 @@ def run(ids: Tensor, weight: Tensor) -> Tensor:
         return reference(ids, weight)
     vocab, hidden = weight.shape
     tokens = ids.shape[0]
-    out = torch.empty((tokens, hidden), dtype=weight.dtype)
+    out = torch.empty(tokens, hidden, dtype=weight.dtype)
     row_bytes = hidden * weight.element_size()
     status = _call(_pack(ids.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, vocab, row_bytes))
     if status:

@@ -27,7 +27,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     m = x.shape[0]
     if x.shape[1] != k or (bias is not None and bias.shape[0] != n):
         return reference(x, weight, bias)  # which says what does not fit
-    out = torch.empty((m, n), dtype=dtype)
+    out = torch.empty(m, n, dtype=dtype)
     biases = 0 if bias is None else bias.data_ptr()
     status = _call(_pack(x.data_ptr(), weight.data_ptr(), biases, out.data_ptr(), m, n, k, stride, k, n, code))
     if status:

@@ -23,13 +23,13 @@ _call = _native.operator("quire_paged_attention")
 def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
     """See quire.ops.paged_attention. Takes fp32 and bf16, D up to 256, a contiguous cache; other inputs go to the reference."""
     starts, lens, tables = fwd.query_start_loc, fwd.seq_lens, fwd.block_tables
-    if not _supported(q, kv) or not _are_int32(starts, lens, tables):
+    if not (_supported(q, kv) and _is_int32(starts) and _is_int32(lens) and _is_int32(tables)):
         return reference(q, kv, fwd, scale, window)
     tokens, q_heads, head_dim = q.shape
     _, num_blocks, block_size, kv_heads, _ = kv.shape
     sequences, table_width = tables.shape
     q_stride, q_head_stride, _ = q.stride()
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty(tokens, q_heads, head_dim, dtype=q.dtype)
     status = _call(
         _pack(
             q.data_ptr(),
@@ -71,5 +71,5 @@ def _supported(q: Tensor, kv: Tensor) -> bool:
     )
 
 
-def _are_int32(*tensors: Tensor) -> bool:
-    return all(t.dtype is torch.int32 and t.is_contiguous() for t in tensors)
+def _is_int32(t: Tensor) -> bool:
+    return t.dtype is torch.int32 and t.is_contiguous()

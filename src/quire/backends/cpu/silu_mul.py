@@ -21,7 +21,7 @@ def run(x: Tensor) -> Tensor:
     if code is None or x.dim() != 2 or x.stride(1) != 1 or x.shape[1] % 2:
         return reference(x)
     rows, width = x.shape
-    out = torch.empty((rows, width // 2), dtype=dtype)
+    out = torch.empty(rows, width // 2, dtype=dtype)
     status = _call(_pack(x.data_ptr(), out.data_ptr(), rows, width // 2, x.stride(0), code))
     if status:
         raise _native.error(status, IMPLEMENTS)
