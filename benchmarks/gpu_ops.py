@@ -259,6 +259,17 @@ def rows() -> Iterator[dict[str, Any]]:
             yield prefill_row(shape, lens, label)
 
 
+def print_best(found: list[dict[str, Any]]) -> None:
+    """The three fastest tiles of each case."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in found:
+        if "us" in row and "tiles" in row:
+            cases.setdefault(f"{row['op']} {row['shape']} {row['case']}", []).append(row)
+    for name, tried in cases.items():
+        best = sorted(tried, key=lambda row: row["us"])[:3]
+        print(f"{name:34s}", "   ".join(f"{row['us']:.2f} us ({row['tiles']})" for row in best))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes in place of the chosen ones")
@@ -273,6 +284,7 @@ def main() -> None:
         if options.out:
             with open(options.out, "w") as file:
                 json.dump(result, file, indent=1)
+    print_best(result["rows"])
 
 
 if __name__ == "__main__":

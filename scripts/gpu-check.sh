@@ -40,7 +40,8 @@ for name in $parts; do
     case $name in
         parity | engine) grep -E '^(FAILED|ERROR|E  )|measured|: |passed|failed' "$out/$name.log" | cut -c1-240 | tail -n 40 ;;
         smoke) grep -vE '^(INFO|RESULT)' "$out/smoke.log" | cut -c1-200 | tail -n 60 ;;
-        *) cut -c1-150 "$out/$name.log" | tail -n 150 ;;
+        sweep) cut -c1-160 "$out/sweep.log" | tail -n 40 ;;
+        *) cut -c1-110 "$out/$name.log" | tail -n 150 ;;
     esac
 done
 echo "== summary"
