@@ -9,7 +9,6 @@ from quire.config import EngineArgs
 from quire.core.outputs import EngineOutput
 from quire.core.params import SamplingParams
 from quire.engine.engine_thread import EngineThread, Mailbox
-from quire.engine.frontend import Frontend
 from quire.engine.stream import RequestStream
 from quire.legacy import engine_args
 from quire.llm import refuse_lora, say_if_bundled, show_lines
@@ -35,23 +34,18 @@ class AsyncLLM:
         return llm
 
     def _start(self, args: EngineArgs) -> None:
-        # Imported here because they bring torch, which takes two seconds that `import quire` must not cost.
-        from quire.engine.engine import Engine
-        from quire.setup import load_config
+        # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
+        from quire.engine.llm_engine import load
 
         show_lines()
         say_if_bundled(args.model)
-        config, _ = load_config(args, serving=True)
-        frontend = Frontend.load(args, config)
-        self._use(frontend, EngineThread(Engine.from_config(config, log_stats=not args.disable_log_stats)))
-        self.model_config = config
-
-    def _use(self, frontend: Frontend, thread: EngineThread) -> None:
+        engine, frontend = load(args, serving=True)
+        self.model_config = engine.config
         self._frontend = frontend
-        self._thread = thread
+        self._thread = EngineThread(engine)
         self._labels = itertools.count()
         self._live: dict[str, tuple[RequestStream, Mailbox]] = {}
-        self._close = weakref.finalize(self, thread.stop)  # when it is dropped, and at the end of the program
+        self._close = weakref.finalize(self, self._thread.stop)  # when it is dropped, and at the end of the program
 
     async def generate(
         self,

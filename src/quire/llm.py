@@ -90,7 +90,19 @@ class LLM:
         streams = self._open(prompts, sampling_params, priority, lora_request)
         return self._stream(streams) if stream else self._run(streams, use_tqdm)
 
+    @overload
     def chat(
+        self, messages: Any, sampling_params: Any = ..., use_tqdm: UseTqdm = ..., lora_request: None = ..., *,
+        stream: Literal[False] = ..., **options: Any,
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Any, sampling_params: Any = ..., use_tqdm: UseTqdm = ..., lora_request: None = ..., *,
+        stream: Literal[True], **options: Any,
+    ) -> Iterator[RequestOutput]: ...  # fmt: skip
+
+    def chat(  # type: ignore[misc]  # the overloads' **options stand for the keywords below
         self,
         messages: Any,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,

@@ -38,11 +38,7 @@ class LLMEngine:
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> "LLMEngine":
         """Finds and loads the model. Raises SetupError types."""
-        config, decisions = load_config(args)
-        for decision in decisions:
-            logger.info("%s = %s: %s", decision.name, decision.value, decision.why)
-        frontend = Frontend.load(args, config)  # before the weights: its mistakes are found in a moment
-        return cls(Engine.from_config(config, log_stats=not args.disable_log_stats), frontend)
+        return cls(*load(args))
 
     @property
     def engine(self) -> Engine:
@@ -140,3 +136,12 @@ class LLMEngine:
             del self._live[output.request_id]
         if seen is not None:
             sink(seen)
+
+
+def load(args: EngineArgs, *, serving: bool = False) -> tuple[Engine, Frontend]:
+    """Finds and loads a model, and says what was chosen for the user and why. Raises SetupError types."""
+    config, decisions = load_config(args, serving=serving)
+    for decision in decisions:
+        logger.info("%s = %s: %s", decision.name, decision.value, decision.why)
+    frontend = Frontend.load(args, config)  # before the weights: its mistakes are found in a moment
+    return Engine.from_config(config, log_stats=not args.disable_log_stats), frontend
