@@ -61,6 +61,7 @@ class CudaPlatform(Platform):
         # The first run compiles kernels and creates library handles, which may not happen during a capture.
         work()
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # memory cannot be given back while capturing
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._capture_stream):
             # Other threads of the process may go on using CUDA meanwhile.
