@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_hub import NEWER, SHA, FakeHub, Storage
 
+import quire.hub
 from quire.errors import ConfigError, HubError
 from quire.hub import resolve_model, resolve_tokenizer
 
@@ -258,6 +259,7 @@ def test_variables_set_after_the_client_was_imported_count():
         "print(quire.hub.resolve_model('org/model'), huggingface_hub.constants.HF_HUB_DISABLE_XET)\n"
     )
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environ["PYTHONPATH"] = str(Path(quire.hub.__file__).parents[2])
     result = subprocess.run(
         [sys.executable, "-c", program, str(Path(__file__).parent), str(Path.cwd() / "late")],
         capture_output=True, text=True, env=environ, timeout=60,

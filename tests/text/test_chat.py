@@ -139,6 +139,8 @@ def test_renders_as_transformers_does(name, hf):
     for chat, option in itertools.product([*CHATS, TOOL_CHAT], options):
         if chat is TOOL_CHAT and (name != "qwen2.5" or "continue_final_message" in option):
             continue  # a content of null: templates that know no tool calls get "" from us
+        if name == "json" and "continue_final_message" in option:
+            continue  # it writes the message twice; transformers leaves its mark in the first, we refuse
         expected = outcome(hf.apply_chat_template, chat, chat_template=TEMPLATES[name], tokenize=False, **option)
         assert outcome(template.render, chat, **option) == expected, (chat, option)
         num_rendered += expected != "InvalidRequest"
@@ -257,6 +259,8 @@ def test_continue_final_message_needs_a_template_that_writes_it():
     assert render([USER], CHATML, **options) == "<|im_start|>user\n" + USER["content"]
     with pytest.raises(InvalidRequest, match="continue_final_message"):
         render([USER], "{{ messages[0].role }}", **options)
+    with pytest.raises(InvalidRequest, match="continue_final_message"):
+        render([USER], JSON, **options)
     with pytest.raises(InvalidRequest, match="exclude each other"):
         render([USER], CHATML, add_generation_prompt=True, continue_final_message=True)
 

@@ -196,7 +196,8 @@ def test_vocab_and_merges_files_will_do(tmp_path, tokenizers, folders):
     """facebook/opt-125m has no tokenizer.json; the flags of its config then count in transformers too."""
     model = json.loads((folders("opt") / "tokenizer.json").read_text())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (tmp_path / "merges.txt").write_text("\n".join(m if isinstance(m, str) else " ".join(m) for m in model["merges"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     for name in ("tokenizer_config.json", "config.json"):
         (tmp_path / name).write_text((folders("opt") / name).read_text())
     ours, expected = Tokenizer.from_dir(tmp_path), tokenizers("opt")

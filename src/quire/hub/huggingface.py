@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from quire import env
 from quire.errors import HubError
@@ -17,6 +18,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _API_TIMEOUT_S = 5.0
+_MAX_ATTEMPTS = 3
 _MAX_NAMED = 4
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def download(repo_id: str, revision: str | None, download_dir: str | None, token
         raise HubError(_message(repo_id, revision, endpoint, error, repo.cache_dir, lost)) from error
 
 
-def _fetch(repo: CachedRepo, repo_id: str, revision: str, endpoint: str, token: str | None, load_format: str) -> Path:
+def _client(endpoint: str, token: str | None) -> Any:
     _prefer_plain_http(endpoint)
     # Imported here: `import quire` stays quick, and the client reads HF_* variables when it is imported.
     import huggingface_hub
@@ -83,7 +85,11 @@ def _fetch(repo: CachedRepo, repo_id: str, revision: str, endpoint: str, token: 
 
     if env.flag("HF_HUB_DISABLE_XET"):
         huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # it may have been imported before, by someone else
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    return huggingface_hub.HfApi(endpoint=endpoint, token=token)
+
+
+def _fetch(repo: CachedRepo, repo_id: str, revision: str, endpoint: str, token: str | None, load_format: str) -> Path:
+    api = _client(endpoint, token)
     info = api.model_info(repo_id, revision=revision, timeout=_API_TIMEOUT_S)
     names = [sibling.rfilename for sibling in info.siblings or []]
     commit = info.sha or ""
@@ -93,19 +99,23 @@ def _fetch(repo: CachedRepo, repo_id: str, revision: str, endpoint: str, token: 
     wanted = files.wanted(names, load_format)
     folder = repo.snapshot(commit)
     if not all((folder / name).is_file() for name in wanted):
-        huggingface_hub.snapshot_download(
-            repo_id,
-            revision=commit,
-            cache_dir=repo.cache_dir,
-            allow_patterns=wanted,
-            endpoint=endpoint,
-            token=token,
-        )
+        _download_files(api, repo, repo_id, commit, wanted)
     lost = [name for name in wanted if not (folder / name).is_file()]
     if lost:
         raise HubError(f"the download ended without {_some(lost)}")
     repo.remember(revision, commit)
     return folder
+
+
+def _download_files(api: Any, repo: CachedRepo, repo_id: str, commit: str, wanted: list[str]) -> None:
+    """Fetches files by commit; what broke off goes on where it was."""
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            api.snapshot_download(repo_id, revision=commit, cache_dir=repo.cache_dir, allow_patterns=wanted)
+            return
+        except Exception as error:
+            if attempt + 1 == _MAX_ATTEMPTS or getattr(error, "response", None) is not None:
+                raise
 
 
 def _check_listing(names: list[str], load_format: str) -> None:
