@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import EOS, VOCAB_SIZE, tiny_qwen2
 
+import quire
 from quire import LLM, RequestOutput, RequestOutputKind, SamplingParams
 from quire.errors import ConfigError, ContextLengthExceeded, EngineUnavailable, InvalidRequest, QuireError, SetupError
 
@@ -267,6 +268,20 @@ def test_a_failing_step_harms_its_cause_alone(folder):
         assert everything_is_back(llm)
 
 
+def test_a_lost_device_fails_everyone_and_says_so(folder):
+    with make(folder) as llm:
+        runner = llm.llm_engine.engine.runner
+
+        def lost(*_):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        runner._forward = runner.platform.synchronize = lost
+        with pytest.raises(EngineUnavailable, match="illegal memory access"):
+            llm.generate(["hello", "abc"], greedy())
+        with pytest.raises(EngineUnavailable, match="has failed"):
+            llm.generate("hello")
+
+
 def test_ctrl_c_leaves_an_engine_that_works(folder):
     with make(folder) as llm:
         expected = llm.generate("hello", greedy(10))[0].outputs
@@ -381,6 +396,20 @@ def test_what_cannot_be_is_refused(folder, kwargs, error, message):
     with pytest.raises(error, match=message) as caught:
         LLM(**{"model": str(folder), **kwargs})
     assert isinstance(caught.value, QuireError)
+
+
+def test_the_import_takes_less_than_0_3_seconds():
+    """Of processor time, the best of three, so that a busy machine does not matter."""
+    code = "import time; t = time.process_time(); import quire; quire.LLM; print(time.process_time() - t)"
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.3
+
+
+def test_every_exported_name_is_there():
+    assert sorted(quire.__all__) == quire.__all__ and all(getattr(quire, name) for name in quire.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        quire.nonsense  # noqa: B018
 
 
 def test_a_script_needs_no_main_guard_and_no_gpu_is_touched_by_the_import(folder):

@@ -122,7 +122,7 @@ def test_a_prompt_that_fills_the_model_length_is_refused_with_both_numbers(front
     frontend.open([1] * (MAX_LEN - 1))
     with pytest.raises(ContextLengthExceeded, match=f"has {MAX_LEN} tokens and the model length is {MAX_LEN}"):
         frontend.open([1] * MAX_LEN)
-    with pytest.raises(InvalidRequest, match="bytes"):
+    with pytest.raises(ContextLengthExceeded, match="10000 characters, too many for the model length of 64"):
         frontend.open("a" * 10_000)
 
 

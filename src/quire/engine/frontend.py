@@ -145,6 +145,11 @@ class Frontend:
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt. A text that already begins with BOS (a chat template wrote it) does not get a second one."""
         tokenizer = self._need_tokenizer("a text prompt")
+        if len(text) > self.max_model_len * MAX_BYTES_A_TOKEN:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(text)} characters, too many for the model length of {self.max_model_len} tokens",
+                "prompt",
+            )
         ids = tokenizer.encode(text, add_special_tokens, max_bytes=self.max_model_len * MAX_BYTES_A_TOKEN)
         bos = tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
