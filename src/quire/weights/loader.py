@@ -131,13 +131,13 @@ def _fill(flat: Tensor, checkpoint: Checkpoint, source: str, buffer: Tensor) -> 
 def _fill_randomly(model: nn.Module, seed: int) -> None:
     """Random weights that keep activations finite: norms are ones, everything else uniform with standard deviation DUMMY_STD.
 
-    Each parameter's stream is seeded by its name, so that the values do not depend on the order of the others.
+    Each parameter's stream is seeded by its name too, so that the values do not depend on the order of the others.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
     for name, parameter in model.named_parameters():
         if name in norms:
             parameter.data.fill_(1.0)
             continue
-        generator = torch.Generator(device=parameter.device).manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+        generator = torch.Generator(device=parameter.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         bound = DUMMY_STD * math.sqrt(3.0)
         parameter.data.uniform_(-bound, bound, generator=generator)
