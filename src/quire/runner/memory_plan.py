@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from quire.config import DTYPE_BYTES, EngineConfig, MachineFacts
 from quire.errors import MemoryPlanError
 from quire.layers.decoder import DecoderConfig
+from quire.runner.graphs import graph_sizes
 
 GIB = 2**30
 MIB = 2**20
@@ -74,7 +75,8 @@ def plan_memory(config: EngineConfig, sizes: DecoderConfig, weights_bytes: int, 
 
 
 def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
-    """The larger of a step's two peaks: the widest layer over all its tokens, or logits and sampling of all its sequences."""
+    """The larger of a step's two peaks: the widest layer over all its tokens, or logits and sampling of all its sequences; and what
+    decode graphs hold beside that."""
     item = DTYPE_BYTES[config.dtype]
     hidden, heads, kv_heads = sizes.hidden_size, sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
     feed_forward = 2 * hidden + (3 if sizes.gated else 2) * sizes.inner_size
@@ -83,7 +85,15 @@ def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
     per_logit = LOGITS_BYTES if item == LOGITS_BYTES else LOGITS_BYTES + item  # the head's own output, then fp32
     logits = config.max_num_seqs * sizes.vocab_size * per_logit
     sampling = config.max_num_seqs * sizes.vocab_size * LOGITS_BYTES + SAMPLER_WORKSPACE_BYTES
-    return max(layer_peak, config.max_num_batched_tokens * hidden * item + max(logits, sampling))
+    step = max(layer_peak, config.max_num_batched_tokens * hidden * item + max(logits, sampling))
+    return step + _graph_bytes(config, hidden * item + sizes.vocab_size * LOGITS_BYTES, sizes.vocab_size * per_logit)
+
+
+def _graph_bytes(config: EngineConfig, output_bytes: int, logits_bytes: int) -> int:
+    """What decode graphs keep for themselves: outputs of the largest, and its temporaries, of which the logits are the most."""
+    if config.device == "cpu" or config.enforce_eager:
+        return 0
+    return graph_sizes(config.max_num_seqs)[-1] * (output_bytes + logits_bytes)
 
 
 def _available_bytes(config: EngineConfig, facts: MachineFacts) -> int:
