@@ -82,8 +82,10 @@ class BuildLibrary(build_ext):
         return os.path.join(*fullname.split(".")[:-1], "libquire.cpu.so")
 
     def build_extension(self, ext: Extension) -> None:
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).unlink(missing_ok=True)  # of an earlier build, copied with the package's files
         try:
-            build_library(self.get_ext_fullpath(ext.name))
+            build_library(target)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(
                 f"the CPU kernels were not built; quire will use torch there, which is slower. {error}"
