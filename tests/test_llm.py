@@ -156,6 +156,19 @@ def test_streams_add_up(llm, kind):
     assert everything_is_back(llm)
 
 
+def test_a_sequence_that_meets_its_stop_string_leaves_while_its_siblings_go_on(llm):
+    params = SamplingParams(n=3, max_tokens=60, seed=3, ignore_eos=True)
+    texts = [c.text for c in llm.generate("hello", params)[0].outputs]
+    stop = next(s for s in (texts[0][i : i + 2] for i in range(5, 40)) if s not in texts[1] + texts[2])
+    num_running, last = [], None
+    for output in llm.generate("hello", params.clone(stop=stop), stream=True):
+        num_running.append(llm.llm_engine.stats().running)
+        last = output
+    assert [c.text for c in last.outputs] == [text.split(stop)[0] for text in texts]
+    assert num_running.count(1) + num_running.count(2) > 30, "the others run on without it"
+    assert everything_is_back(llm)
+
+
 def test_streams_can_be_read_side_by_side_and_left_early(llm):
     expected = [llm.generate(p, greedy(15))[0].outputs[0].token_ids for p in ("hello", "abc")]
     one, two = (llm.generate(p, greedy(15), stream=True) for p in ("hello", "abc"))

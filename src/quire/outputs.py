@@ -63,7 +63,7 @@ class RequestOutput:
 
     prompt             as text; None when token ids were given
     prompt_logprobs    None unless asked for
-    outputs            all n in order when the request is finished or not streamed; while it streams, the one that grew
+    outputs            all n, in order; in a DELTA stream the one that grew alone
     num_cached_tokens  prompt tokens whose keys and values were found in the prefix cache
     """
 

@@ -34,6 +34,7 @@ class RequestStream:
         self.prompt = prompt
         self._tokenizer = tokenizer
         self._sequences = [_Sequence(index, request, tokenizer) for index in range(request.params.n)]
+        self._num_growing = request.params.n
         self._unwanted: list[int] = []
         self._prompt_logprobs: PromptLogprobs | None = None
         self._num_cached_tokens = 0
@@ -44,7 +45,7 @@ class RequestStream:
     @property
     def finished(self) -> bool:
         """Whether every sequence has ended, for the caller."""
-        return all(sequence.finish_reason is not None for sequence in self._sequences)
+        return self._num_growing == 0
 
     def take_unwanted(self) -> list[int]:
         """Indices of sequences that have ended for the caller and that the engine goes on computing; each is told once."""
@@ -64,9 +65,11 @@ class RequestStream:
         if self.request.params.output_kind is RequestOutputKind.FINAL_ONLY and sequence.hold(output):
             return None
         new = sequence.push(output)
-        if sequence.finish_reason is not None and output.finish_reason is None:
-            self._unwanted.append(output.index)
-        return self._report(sequence, new)
+        if sequence.finish_reason is not None:
+            self._num_growing -= 1
+            if output.finish_reason is None:
+                self._unwanted.append(output.index)
+        return self._report(new)
 
     def cancel(self) -> RequestOutput | None:
         """Ends every unfinished sequence with reason "abort". Returns the last output, None when all had ended before."""
@@ -76,6 +79,7 @@ class RequestStream:
             if sequence.finish_reason is None:
                 sequence.finish_reason = "abort"
                 self._unwanted.append(sequence.index)
+        self._num_growing = 0
         self._finished_time = time.monotonic()
         return self._output([sequence.whole() for sequence in self._sequences])
 
@@ -87,15 +91,15 @@ class RequestStream:
         if output.num_cached_tokens > self._num_cached_tokens:
             self._num_cached_tokens = output.num_cached_tokens
 
-    def _report(self, sequence: "_Sequence", new: CompletionOutput) -> RequestOutput | None:
+    def _report(self, new: CompletionOutput) -> RequestOutput | None:
         if self.finished:
             self._finished_time = time.monotonic()
         kind = self.request.params.output_kind
         if kind is RequestOutputKind.DELTA:
             return self._output([new])
-        if kind is RequestOutputKind.CUMULATIVE:
-            return self._output([sequence.whole()])
-        return self._output([each.whole() for each in self._sequences]) if self.finished else None
+        if kind is RequestOutputKind.FINAL_ONLY and not self.finished:
+            return None
+        return self._output([each.whole() for each in self._sequences])
 
     def _output(self, completions: list[CompletionOutput]) -> RequestOutput:
         return RequestOutput(
