@@ -7,6 +7,7 @@ no live one can beat the worst finished one at the present length. Scores: sum o
 length_penalty, EOS counted.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from quire.core.params import BeamSearchParams, SamplingParams
@@ -33,7 +34,7 @@ class Hypothesis:
 
     def score(self, length_penalty: float) -> float:
         """What hypotheses are compared by when they are finished."""
-        return self.logprob / len(self.token_ids) ** length_penalty
+        return self.logprob / math.pow(len(self.token_ids), length_penalty)
 
 
 class PromptBeams:

@@ -108,7 +108,7 @@ def throughput(argv: list[str]) -> int:
 
 
 def _token_ids(rng: random.Random, llm: LLM, count: int) -> list[int]:
-    return [rng.randrange(llm.llm_engine.vocab_size) for _ in range(count)]
+    return [rng.randrange(llm.llm_engine.frontend.vocab_size) for _ in range(count)]
 
 
 def _lengths(rng: random.Random, mean_in: int, mean_out: int, limit: int) -> tuple[int, int]:
