@@ -110,8 +110,9 @@ class ChatTemplate:
     def _shows(self, content: Any) -> bool:
         """Whether the template writes out a user's content given in this form, and not its Python spelling."""
         variables: dict[str, Any] = {**self._special_tokens, "messages": [{"role": "user", "content": content}]}
+        variables |= {"tools": None, "documents": None, "add_generation_prompt": False}
         try:
-            text = self._run({**variables, "add_generation_prompt": False}, None)
+            text = self._run(variables, None)
         except InvalidRequest:
             return False
         return _PROBE in text and not any(spelling in text for spelling in ("{'type'", '{"type"'))
