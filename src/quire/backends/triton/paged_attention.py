@@ -1,7 +1,8 @@
 """paged_attention on the GPU: split-key decoding for rows with one query, flash attention over packed tiles for the others.
 
 A step of nothing but decoding rows launches the first alone, with a grid that depends on shapes and not on lengths, so that it can
-be captured in a graph; lengths are read on the device. A mixed step launches both, each of which passes over the other's rows.
+be captured in a graph; lengths are read on the device. Other steps launch both, each of which passes over the other's rows; a lone
+prompt launches the second alone.
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0)
     if num_tokens and num_sequences:
         if not decode_only:
             _prefill(q, kv, fwd, scale, window, out)
-        _decode(q, kv, fwd, scale, window, out)
+        if fwd.max_query_len == 1 or num_sequences > 1:
+            _decode(q, kv, fwd, scale, window, out)
     return out
 
 
