@@ -258,26 +258,41 @@ def test_a_request_without_a_choice_fails_alone(llm):
     assert everything_is_back(llm)
 
 
-def test_a_failing_step_harms_its_cause_alone(folder):
-    with make(folder) as llm:
-        prompts = ["hello", "abc", "poison", "the the"]
-        expected = [o.outputs[0] for o in llm.generate(prompts, greedy(10))]
+@pytest.mark.parametrize("where", ["_forward", "_advance", "_add_logprobs"])
+def test_a_failing_step_harms_its_cause_alone(folder, where):
+    """Wherever in the step it fails, also when the runner has written down some of the step's results already."""
+    with make(folder, max_num_batched_tokens=16, max_num_seqs=8) as llm:
+        prompts = ["hello", "abc", "poison", "the the", "a longer prompt that is computed in chunks"]
+        params = [
+            greedy(20),
+            greedy(20, logprobs=1),
+            greedy(20),
+            SamplingParams(max_tokens=20, seed=1, n=2),
+            greedy(20),
+        ]
+        expected = [o.outputs for o in llm.generate(prompts, params)]
         poison = llm.llm_engine.frontend.tokenize("poison")
         runner = llm.llm_engine.engine.runner
-        forward = runner._forward
+        forward, method, present = runner._forward, getattr(runner, where), []
 
-        def failing(step):
-            hidden = forward(step)
-            if any(runner.table.token_ids[row, : len(poison)].tolist() == poison for row in step.rows):
+        def watching(step):
+            present[:] = [row for row in step.rows if runner.table.token_ids[row, : len(poison)].tolist() == poison]
+            return forward(step)
+
+        def failing(*args):
+            result = watching(*args) if where == "_forward" else method(*args)
+            if present:
                 raise RuntimeError("kernel launch failed")
-            return hidden
+            return result
 
-        runner._forward = failing
-        outputs = [o.outputs[0] for o in llm.generate(prompts, greedy(10))]
+        runner._forward = watching
+        setattr(runner, where, failing)
+        outputs = [o.outputs for o in llm.generate(prompts, params)]
         assert [o for i, o in enumerate(outputs) if i != 2] == [o for i, o in enumerate(expected) if i != 2]
-        assert outputs[2].finish_reason == "error" and outputs[2].error
+        assert outputs[2][0].finish_reason == "error" and outputs[2][0].error
         runner._forward = forward
-        assert [o.outputs[0] for o in llm.generate(prompts, greedy(10))] == expected
+        setattr(runner, where, method)
+        assert [o.outputs for o in llm.generate(prompts, params)] == expected
         assert everything_is_back(llm)
 
 
