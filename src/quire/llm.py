@@ -221,6 +221,7 @@ class LLM:
             for output in self._stream(streams):
                 done[output.request_id] = output
                 bar.finished(output)
+                say_if_failed(output)
         finally:
             bar.close()
         return [done[stream.label] for stream in streams]
@@ -258,6 +259,13 @@ def refuse_lora(lora_request: Any) -> None:
         raise InvalidRequest(
             "LoRA adapters are not implemented yet; merge the adapter into the checkpoint", "lora_request"
         )
+
+
+def say_if_failed(output: RequestOutput) -> None:
+    """A line for each sequence that failed alone, so that nobody takes its text for an answer."""
+    for completion in output.outputs:
+        if completion.error is not None:
+            logger.error("request %s, sequence %d failed: %s", output.request_id, completion.index, completion.error)
 
 
 def show_lines() -> None:

@@ -44,6 +44,8 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes in a request. Raises ClientError types when it can never be computed or too many wait."""
+        if self._throughput is not None and not self.scheduler.has_work():
+            self._throughput.restart()
         self.scheduler.add(request)
 
     def abort(self, request_id: str, index: int | None = None) -> None:

@@ -17,27 +17,22 @@ class ThroughputLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Work begins, maybe after a pause, which must not count as time at work."""
+        self._since = self._clock()
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
-        self._since = clock()
-        self._last_step = self._since
 
     def record(self, batch: Batch, outputs: list[EngineOutput], stats: Callable[[], SchedulerStats]) -> None:
         """Notes a step; `stats` is asked only when the line is due."""
-        now = self._clock()
-        if now - self._last_step > INTERVAL_S:  # after a pause, which must not count as time at work
-            self._restart(now)
-        self._last_step = now
         self._num_prompt_tokens += sum(row.num_new_tokens for row in batch.scheduled if row.num_new_tokens > 1)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
-        elapsed_s = now - self._since
+        elapsed_s = self._clock() - self._since
         if elapsed_s >= INTERVAL_S:
             self._write(elapsed_s, stats())
-            self._restart(now)
-
-    def _restart(self, now: float) -> None:
-        self._since = now
-        self._num_prompt_tokens = self._num_generated_tokens = 0
+            self.restart()
 
     def _write(self, elapsed_s: float, stats: SchedulerStats) -> None:
         hit_rate = stats.prefix_cache_hits / stats.prefix_cache_queries if stats.prefix_cache_queries else 0.0
