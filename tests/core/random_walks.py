@@ -62,7 +62,7 @@ class Walk:
         new = request(
             f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aab"), priority=draw.randrange(3),
             eos=draw.choice(((), (), (1,), (2, 3))), max_tokens=max_tokens, min_tokens=draw.choice((0, max_tokens // 2)),
-            n=draw.choice((1, 1, 1, 2, 3)), stop_token_ids=draw.choice(([], [4])), **params,
+            n=draw.choice((1, 1, 1, 2, 3)), ignore_eos=draw.random() < 0.3, stop_token_ids=draw.choice(([], [4])), **params,
         )  # fmt: skip
         try:
             self.harness.add(new)
@@ -88,9 +88,16 @@ class Walk:
     def advance(self) -> None:
         if self.harness.batch is None:
             self.harness.schedule()
+        elif self.draw.random() < 0.05:
+            self.harness.abandon(executed=self.draw.random() < 0.5)
+        elif self.draw.random() < 0.05 and self._all_still_run():
+            self.harness.commit_retried()
         else:
             scheduled = [s.seq_id for s in self.harness.batch.scheduled]
             self.harness.commit({seq_id for seq_id in scheduled if self.draw.random() < 0.02})
+
+    def _all_still_run(self) -> bool:
+        return {s.seq_id for s in self.harness.batch.scheduled} <= {s.seq_id for s in self.harness.running()}
 
     def _ids(self) -> list[str]:
         return sorted({id for id, _ in self.harness.owed}) or ["nobody"]

@@ -105,10 +105,11 @@ class StubRunner:
         self.config = config
         self.rows: dict[int, Row] = {}
         self.kv: list[tuple[int, str] | None] = [None] * (config.num_blocks * config.block_size)
+        self.unsure: set[int] = set()  # of a lost step: rows that may or may not be here
 
     def execute(self, batch: Batch, salts: dict[int, str], failing: set[int]) -> StepResult:
         for seq_id in batch.removed:
-            del self.rows[seq_id]
+            require(self.rows.pop(seq_id, None) is not None or seq_id in self.unsure, "removed twice", seq_id)
         for new in batch.added:
             require(new.seq_id not in self.rows, "added twice", new)
             self.rows[new.seq_id] = Row(
@@ -256,6 +257,36 @@ class Harness:
         self.verify()
         return outputs
 
+    def commit_retried(self) -> None:
+        """The runner's step is lost half-way, after it wrote garbage; each row is then computed alone, as if it were new."""
+        batch, self.batch = self.batch, None
+        assert batch is not None
+        self.runner.unsure = {*batch.removed, *(new.seq_id for new in batch.added)}
+        self.runner.execute(batch, self.salts, failing=set(self.salts))
+        results: list[SequenceResult] = []
+        removed = batch.removed
+        for row, new in zip(batch.scheduled, self.scheduler.rows_of(batch), strict=True):
+            alone = Batch([replace(row, new_block_ids=[])], [new], [*removed, row.seq_id])
+            results += self.runner.execute(alone, self.salts, set()).results
+            removed = []
+        for output in self.scheduler.commit(batch, StepResult(results)):
+            self._receive(output)
+        self.num_steps += 1
+        self.verify()
+
+    def abandon(self, executed: bool) -> None:
+        """The step is lost before or after the runner did it."""
+        batch, self.batch = self.batch, None
+        assert batch is not None
+        self.runner.unsure = {*batch.removed, *(new.seq_id for new in batch.added)}
+        if executed:
+            self.runner.execute(batch, self.salts, failing=set())
+        self.scheduler.abandon(batch)
+        require(
+            not any(s.seq_id in {r.seq_id for r in batch.scheduled} for s in self.running()), "abandoned but running"
+        )
+        self.verify()
+
     def step(self, failing: set[int] = frozenset()) -> list[EngineOutput]:  # type: ignore[assignment]
         self.schedule()
         return self.commit(failing)
@@ -283,6 +314,9 @@ class Harness:
         return [
             s for siblings in self.scheduler._requests.values() for s in siblings.values() if s.status is Status.WAITING
         ]
+
+    def order(self, sequence: Sequence) -> tuple[int, int]:
+        return (sequence.request.priority if self.config.policy == "priority" else 0, sequence.seq_id)
 
     def verify(self) -> None:
         self.scheduler.check()
@@ -338,7 +372,7 @@ class Harness:
     def _check_order(self, before: dict[int, int]) -> None:
         """Victims are the last in order, never pinned; the queue is served from its head."""
         assert self.batch is not None
-        order = self.scheduler._order
+        order = self.order
         victims = [s for s in self.waiting() if s.seq_id in before]
         self.num_natural_preemptions += len(victims)
         for victim in victims:
@@ -352,7 +386,7 @@ class Harness:
 
     def _check_nobody_waits_needlessly(self) -> None:
         assert self.batch is not None
-        waiting = sorted(self.waiting(), key=self.scheduler._order)
+        waiting = sorted(self.waiting(), key=self.order)
         if not waiting or any(s.num_preemptions for s in waiting):
             return  # after a preemption in this step nobody is admitted
         running, head = len(self.running()), waiting[0]

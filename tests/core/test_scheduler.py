@@ -570,6 +570,51 @@ def test_several_tokens_in_one_step_are_cut_at_the_stop_and_caught_up_with_other
     assert not s.has_work()
 
 
+def test_a_lost_step_is_computed_again_and_nothing_is_lost() -> None:
+    h = harness()
+    h.add(request("gone", [3] * 5))
+    step(h)
+    h.abort("gone")
+    h.add(request("r", [1] * 20, max_tokens=3))
+    for executed in (False, True):
+        h.schedule()
+        h.abandon(executed)
+    h.schedule()
+    assert sorted(set(h.batch.removed)) == [0, 1]  # also what the lost batch was to tell
+    h.commit()
+    h.drain()
+
+
+def test_abandon_is_for_the_batch_under_way() -> None:
+    s = harness().scheduler
+    with pytest.raises(RuntimeError, match="not the one under way"):
+        s.abandon(Batch([]))
+
+
+def test_rows_of_a_batch_can_be_computed_from_scratch_one_by_one() -> None:
+    h = harness()
+    h.add(request("a", [1] * 7, max_tokens=5))
+    step(h)
+    h.add(request("b", [2] * 30, max_tokens=5))
+    h.schedule()
+    decode, chunk = h.scheduler.rows_of(h.batch)
+    assert (decode.num_computed_tokens, len(decode.token_ids)) == (7, 8)
+    assert (chunk.num_computed_tokens, len(chunk.token_ids)) == (0, 30)
+    h.commit_retried()
+    h.drain()
+
+
+def test_admitted_names_requests_that_leave_the_queue() -> None:
+    h = harness()
+    h.add(request("a", [1] * 5, n=2))
+    h.add(request("b", [2] * 5))
+    h.schedule()
+    assert h.scheduler.admitted(h.batch) == ["a", "b"]
+    h.commit()
+    h.schedule()
+    assert h.scheduler.admitted(h.batch) == ["a"]  # its second sequence
+
+
 def test_results_that_do_not_belong_to_the_batch_are_refused() -> None:
     s = harness().scheduler
     s.add(request("r", [1] * 20))
@@ -642,6 +687,14 @@ def test_the_queue_has_a_limit_beyond_the_free_seats() -> None:
     with pytest.raises(QueueFull):
         h.add(request("e", [1] * 3))
     h.drain()
+
+
+def test_the_queue_counts_requests_and_not_their_sequences() -> None:
+    h = harness(max_num_queued_reqs=1, max_num_seqs=1, enable_prefix_caching=False)
+    h.add(request("a", [1] * 3, n=3))
+    h.add(request("b", [1] * 3))
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        h.add(request("c", [1] * 3))
 
 
 def test_a_limit_of_none_waiting_still_serves_an_idle_engine() -> None:

@@ -37,6 +37,7 @@ params = st.fixed_dictionaries(
         "logprobs": st.sampled_from((None, 1)),
         "priority": st.integers(0, 2),
         "salt": st.sampled_from(("a", "b")),
+        "ignore_eos": st.booleans(),
         "eos": st.sampled_from(((), (1,), (2, 3))),
     }
 )
@@ -88,6 +89,17 @@ class Machine(RuleBasedStateMachine):
         scheduled = self.harness.batch.scheduled
         self.harness.commit({s.seq_id for number, s in enumerate(scheduled) if number in fails})
 
+    @precondition(lambda self: self.harness.batch is not None)
+    @rule(executed=st.booleans())
+    def abandon(self, executed) -> None:
+        self.harness.abandon(executed)
+
+    @precondition(lambda self: self.harness.batch is None)
+    @rule()
+    def retry(self) -> None:
+        self.harness.schedule()
+        self.harness.commit_retried()
+
     @precondition(lambda self: self.harness.batch is None)
     @rule()
     def reset(self) -> None:
@@ -115,7 +127,7 @@ def test_any_order_of_events_keeps_every_promise() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=400, stateful_step_count=60, deadline=None, derandomize=True, database=None,
+            max_examples=320, stateful_step_count=60, deadline=None, derandomize=True, database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

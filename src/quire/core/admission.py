@@ -34,8 +34,8 @@ def _check_blocks(request: Request, config: SchedulerConfig) -> None:
     needed, usable = config.blocks_for(longest - 1), config.num_blocks - 1
     if needed > usable:
         raise ContextLengthExceeded(
-            f"prompt and max_tokens come to {longest} tokens, for which {needed} KV blocks of {config.block_size} are needed;"
-            f" the KV cache has {usable}. Ask for fewer tokens, or raise --gpu-memory-utilization, --kv-cache-memory-bytes"
-            " or --num-gpu-blocks-override",
+            f"prompt and max_tokens come to {longest} tokens, for which {needed} KV blocks of {config.block_size} are"
+            f" needed; the KV cache has {usable}. Ask for fewer tokens, or raise --gpu-memory-utilization,"
+            " --kv-cache-memory-bytes or --num-gpu-blocks-override",
             "max_tokens",
         )

@@ -75,8 +75,8 @@ class BlockPool:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Proves the pool sound, given all sequences that hold blocks; raises RuntimeError listing what is wrong.
 
-        free + held = usable · ref_count = number of holders · a block in two tables is in the finished part of both ·
-        a cached block is full and filed under its hash · block 0 is nobody's. Cost: O(blocks), for tests and debugging.
+        free + held = usable · ref_count = number of holders · a block in two tables is in the computed part of both ·
+        a cached block is full and filed under its hash · block 0 is nobody's. Cost: O(blocks): for tests, debugging.
         """
         sequences = list(sequences)
         problems = self._count_problems(sequences) + self._sharing_problems(sequences)
@@ -107,10 +107,10 @@ class BlockPool:
     def _sharing_problems(self, sequences: list[Sequence]) -> list[str]:
         found = []
         for sequence in sequences:
-            num_finished = sequence.num_computed_tokens // self._block_size
+            num_computed = sequence.num_computed_tokens // self._block_size
             if len(set(sequence.block_ids)) != len(sequence.block_ids):
                 found.append(f"sequence {sequence.seq_id} holds a block twice")
-            for block_id in sequence.block_ids[num_finished:]:
+            for block_id in sequence.block_ids[num_computed:]:
                 if self._ref_counts[block_id] > 1:
                     found.append(f"sequence {sequence.seq_id} can write to shared block {block_id}")
         return found

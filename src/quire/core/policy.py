@@ -22,9 +22,12 @@ ORDERS: dict[str, Order] = {"fcfs": by_arrival, "priority": by_priority}
 
 
 class WaitingQueue:
-    """Waiting sequences in order. A preempted one returns to the place that its arrival gives it, so before all newer ones.
+    """Waiting sequences in order. A preempted one returns to its old place, before all that came after it.
 
-    Push and pop cost O(log n). `discard` costs O(1): the dead entry stays until it comes up, or until half of the heap is dead.
+    Push and pop cost O(log n). `discard` costs O(1) on average: the dead entry stays until it comes up, or until half
+    of the heap is dead.
+
+    num_requests  requests whose first sequence waits
     """
 
     def __init__(self, order: Order) -> None:
@@ -55,8 +58,7 @@ class WaitingQueue:
         self._count(sequence, -1)
 
     def discard(self, sequence: Sequence) -> None:
-        """Removes a waiting sequence from wherever it is, and marks it finished."""
-        sequence.status = Status.FINISHED
+        """Removes a sequence that waited, from wherever it is. The caller has given it another status."""
         self._count(sequence, -1)
         if len(self._heap) > 2 * self._num_alive + 16:
             self._heap = [entry for entry in self._heap if entry[1].status is Status.WAITING]

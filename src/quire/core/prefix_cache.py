@@ -2,13 +2,14 @@
 
 A full block is filed under a hash chained over everything before it:
 
-    root ──hash──▶ key 0 ──hash──▶ key 1 ──hash──▶ key 2        root = what else must be equal (the cache salt)
+    root ──hash──▶ key 0 ──hash──▶ key 1 ──hash──▶ key 2       root = what else must be equal (the cache salt)
                      ▲               ▲               ▲
                  tokens 0..15   tokens 16..31   tokens 32..47
 
-The hash only finds a candidate. Whether it is the same prefix is decided by comparing: its tokens with ours, and the number of
-the prefix it continues with that of the prefix matched so far. Such numbers are given once and never again, so by induction a hit is
-exact even if the hash collides (tests do that on purpose). The price is 16 compared ints a block.
+The hash only finds a candidate. Whether it is the same prefix is decided by comparing: its tokens with ours, and the
+number of the prefix that it continues with that of the prefix matched so far. Such numbers are given once and never
+again, so by induction a hit is exact even if the hash collides (tests do that on purpose). The price is 16 compared
+ints a block.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ class CachedPrefix(NamedTuple):
 class PrefixChain:
     """Where one sequence stands in the cache, in blocks of its token_ids.
 
-        0 ──── filed or found ────▶ num_blocks ──── hashed ahead ────▶ len(keys) ──── not hashed yet ────▶
+        0 ─── filed or found ───▶ num_blocks ─── hashed ahead ───▶ len(keys) ─── not hashed yet ───▶
 
     keys    keys[i] is the key of block i; kept over preemptions, for tokens are only ever appended
     parent  number of the prefix [0, num_blocks), or the root while num_blocks is 0

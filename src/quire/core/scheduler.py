@@ -6,15 +6,18 @@
 
 Three rules make progress certain:
 
-1. Admission reserves blocks for all tokens known so far, and leaves one free block a running sequence. So chunks never lack
-   blocks; only a sequence that generates past the end of its last block does.
-2. When it does and none is free, the last running sequence in policy order loses its blocks and waits at its old place in the
-   queue, to be recomputed. The first in order is never a victim of others, so it goes on.
-3. A sequence that lost its blocks MAX_PREEMPTIONS times is pinned: it is admitted again only together with every block it can
-   ever need, so it asks for none and is never a victim. Preemptions are thus at most MAX_PREEMPTIONS a sequence.
+1. Admission reserves blocks for all tokens known so far, and leaves one free block a running sequence. So chunks
+   never lack blocks; only a sequence that generates past the end of its last block does.
+2. When it does and none is free, the last running sequence in policy order loses its blocks and waits at its old
+   place in the queue, to be recomputed. The first in order is never a victim of others, so it goes on.
+3. A sequence that lost its blocks MAX_PREEMPTIONS times is pinned: it is admitted again only together with every
+   block it can ever need, so it asks for none and is never a victim. Preemptions are thus at most MAX_PREEMPTIONS a
+   sequence.
 
-Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer ones from being admitted, those that run end or are
-preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is served strictly in order.
+Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer ones from being admitted, those that
+run end or are preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is
+served strictly in order. A sequence may be preempted more often than that only by its owner: `preempt`, `abandon`,
+`reset_prefix_cache`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -58,8 +61,8 @@ class _Step:
 class Scheduler:
     """Continuous batching over a paged KV cache. Decides only: no clock, no I/O, no randomness.
 
-    Calls come in turns: schedule, execute elsewhere, commit of that same batch. add and abort may come at any moment between
-    calls, also between schedule and commit; the scheduler is not safe for concurrent threads.
+    Calls come in turns: schedule, execute elsewhere, commit of that same batch. add and abort may come at any moment
+    between calls, also between schedule and commit; the scheduler is not safe for concurrent threads.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -119,13 +122,16 @@ class Scheduler:
                 self._end(sequence)
 
     def preempt(self, request_id: str) -> None:
-        """Takes the blocks of a request's running sequences; they wait and are recomputed. Results of a step under way are dropped."""
+        """Takes the blocks of a request's running sequences: they wait and are recomputed.
+
+        If a step is under way, what it gives for them is dropped, and comes again.
+        """
         for sequence in self._requests.get(request_id, {}).values():
             if sequence.status is Status.RUNNING:
                 self._preempt(sequence)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all cached blocks, such as after a change of weights. Running sequences are preempted and recomputed."""
+        """Forgets all cached blocks, such as after a change of weights. What runs is preempted and recomputed."""
         for sequence in list(self._running.values()):
             self._preempt(sequence)
         if self.cache is not None:
@@ -210,7 +216,7 @@ class Scheduler:
         return rows
 
     def abandon(self, batch: Batch) -> None:
-        """Ends the batch under way without results: its sequences lose their blocks and are recomputed, nothing is lost."""
+        """Ends the batch under way without results: its sequences lose their blocks and are recomputed."""
         if batch is not self._in_flight:
             raise RuntimeError("abandon() of a batch that is not the one under way")
         self._in_flight = None
@@ -297,7 +303,7 @@ class Scheduler:
         return True
 
     def _is_stuck(self, sequence: Sequence) -> bool:
-        """True if it lacked blocks before and there is no more room since; saves looking up a long prompt in every step."""
+        """True if it lacked blocks and there is no more room since. Saves looking up a long prompt every step."""
         return self._stuck is not None and self._stuck[0] == sequence.seq_id and self._room() <= self._stuck[1]
 
     def _room(self) -> int:
@@ -307,16 +313,15 @@ class Scheduler:
     def _match(self, sequence: Sequence) -> list[CachedPrefix]:
         if self.cache is None or sequence.prefix is None or sequence.prompt_logprobs is not None:
             return []  # prompt logprobs need every position computed
-        max_blocks = (
-            len(sequence.token_ids) - 1
-        ) // self.config.block_size  # logits come of the last token: compute it
+        # The last token is computed in any case: the logits come of it.
+        max_blocks = (len(sequence.token_ids) - 1) // self.config.block_size
         return self.cache.match(sequence.prefix, sequence.token_ids, max_blocks)
 
     def _first_chunk(self, num_left: int, budget: int) -> int:
         """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
         if num_left <= budget:
             return num_left
-        # Without chunked prefill prompts fit a step (add saw to it); prompt and generated tokens of a sequence that comes back may not.
+        # Without chunked prefill a prompt fits a step (add saw to it). A sequence that comes back may have outgrown it.
         whole = not self.config.enable_chunked_prefill and num_left <= self.config.max_num_batched_tokens
         return 0 if whole else budget
 
@@ -419,16 +424,15 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Takes a sequence out of wherever it is; its blocks are free."""
         request_id = sequence.request.id
-        held = self._held.get(request_id)
-        if sequence.status is Status.RUNNING:
+        status, sequence.status = sequence.status, Status.FINISHED
+        if status is Status.RUNNING:
             self._leave_running(sequence)
-        elif sequence.status is Status.WAITING:
+        elif status is Status.WAITING:
             self._waiting.discard(sequence)
-        elif held is not None:
-            held.remove(sequence)
-        if sequence.status is not Status.HELD:
+        elif request_id in self._held:
+            self._held[request_id].remove(sequence)
+        if status is not Status.HELD:
             self._release_siblings(request_id)
-        sequence.status = Status.FINISHED
         siblings = self._requests[request_id]
         del siblings[sequence.index]
         if not siblings:

@@ -30,8 +30,8 @@ class Sequence:
         0 ─── prompt ───▶ num_prompt_tokens ─── generated ───▶ len(token_ids)
         0 ─── slots that it holds ───▶ len(block_ids) · block_size
 
-    There is no prefill or decode phase: num_computed_tokens catches up with len(token_ids), and a token is sampled when it does.
-    num_computed_tokens moves when a step is scheduled, so while a step is under way it includes what that step computes.
+    There is no prefill or decode phase: num_computed_tokens catches up with len(token_ids), and a token is sampled
+    when it does. It moves when a step is scheduled, so while a step is under way it includes what that step computes.
 
     seq_id             also the order of arrival
     index              which of the request's n sequences

@@ -1,0 +1,157 @@
+"""Do the tests notice? Breaks the core one line at a time and runs its tests on each broken copy.
+
+    python tests/core/mutation.py [--only N]
+
+For each mutant two scores: caught by the property tests (random walks, then the small-scope model), and caught by any test. A mutant
+that lives is printed with its line; those known to change speed or order alone are not in the list.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path("tests/core")
+
+MUTANTS: tuple[tuple[str, str, str], ...] = (
+    ("stop", "position > self.min_tokens", "position >= self.min_tokens"),
+    ("stop", "position >= self.max_tokens", "position > self.max_tokens"),
+    ("stop", "if not params.ignore_eos:", "if True:"),
+    ("stop", "start=num_generated + 1", "start=num_generated"),
+    ("stop", "min(params.max_tokens, room)", "params.max_tokens"),
+    ("block_pool", "range(NULL_BLOCK + 1, num_blocks)", "range(num_blocks)"),
+    ("block_pool", "self._ref_counts[block_id] += 1", "self._ref_counts[block_id] = 1"),
+    ("block_pool", "                del self._free[block_id]", "                pass"),
+    ("block_pool", "for block_id in reversed(block_ids):", "for block_id in block_ids:"),
+    ("block_pool", "                self._cache.forget(block_id)", "                pass"),
+    ("block_pool", "move_to_end(block_id, last=False)", "move_to_end(block_id)"),
+    ("prefix_cache", "entry is None or entry.parent != parent or", "entry is None or"),
+    ("prefix_cache", "or entry.token_ids != self._tokens(token_ids, index)", ""),
+    ("prefix_cache", "entry is None or entry.parent != chain.parent or entry.token_ids != tokens", "entry is None"),
+    ("prefix_cache", "entry is None or entry.parent != chain.parent or entry.token_ids != tokens", "True"),
+    ("prefix_cache", "        chain.num_blocks = num_blocks\n", ""),
+    ("prefix_cache", "            self.parent = found[-1].prefix_id", "            pass"),
+    ("prefix_cache", "            self.num_blocks = len(found)", "            pass"),
+    ("prefix_cache", "        self.num_blocks = 0\n", "        self.num_blocks = getattr(self, 'num_blocks', 0)\n"),
+    ("prefix_cache", "            self.forget(displaced.block_id)", "            pass"),
+    ("prefix_cache", "        self._next_prefix_id += 1\n", ""),
+    ("prefix_cache", "            del self._by_key[entry.key]", "            pass"),
+    ("prefix_cache", "        self._by_key.clear()\n", ""),
+    ("policy", "return (sequence.request.priority, sequence.seq_id)", "return (0, sequence.seq_id)"),
+    ("policy", "return (0, sequence.seq_id)", "return (0, -sequence.seq_id)"),
+    ("policy", "if entry[1].status is Status.WAITING]", "]"),
+    ("policy", "            heapq.heappop(self._heap)\n", "            break\n"),
+    ("policy", "        if sequence.index == 0:", "        if True:"),
+    ("sequence", "        self.block_ids = []\n        self.num_computed_tokens = 0\n", "        self.block_ids = []\n"),
+    ("sequence", "            self.prefix.restart()", "            pass"),
+    ("sequence", "            self.prompt_logprobs = []\n", "            pass\n"),
+    ("sequence", "+ self.stop.max_tokens - 1", "+ 1"),
+    ("sequence", "index == 0 and not emitted", "not emitted"),
+    ("sequence", "token_ids=list(self.token_ids)", "token_ids=self.token_ids"),
+    ("admission", "if num_prompt >= config.max_model_len:", "if num_prompt > config.max_model_len:"),
+    ("admission", "if needed > usable:", "if needed > usable + 1:"),
+    ("scheduler", "sequence.num_computed_tokens < len(sequence.block_ids) * block_size", "True"),
+    ("scheduler", "                continue  # preempted a moment ago", "                pass"),
+    ("scheduler", "num_new and sequence.status is Status.RUNNING", "num_new"),
+    ("scheduler", "            step.take_back(victim.seq_id)\n", ""),
+    ("scheduler", "            self.budget += row.num_new_tokens", "            pass"),
+    ("scheduler", "if s.num_preemptions < MAX_PREEMPTIONS", "if True"),
+    ("scheduler", "return max((", "return min(("),
+    ("scheduler", "            step.preempted = True\n", ""),
+    ("scheduler", "        sequence.num_preemptions += 1\n", ""),
+    ("scheduler", "if pinned else len(sequence.token_ids)", "if False else len(sequence.token_ids)"),
+    ("scheduler", "while step.budget and len(self._running) < self.config.max_num_seqs", "while step.budget"),
+    ("scheduler", "while step.budget and len", "while len"),
+    ("scheduler", "- self.pool.num_free_among(cached_block_ids) < num_blocks", "< num_blocks"),
+    ("scheduler", "return self.pool.num_free - len(self._running)", "return self.pool.num_free"),
+    ("scheduler", "self._room() <= self._stuck[1]", "True"),
+    ("scheduler", "self._room() <= self._stuck[1]", "False"),
+    ("scheduler", "        self.pool.share(cached_block_ids)\n", ""),
+    ("scheduler", "(len(sequence.token_ids) - 1) // self", "len(sequence.token_ids) // self"),
+    ("scheduler", "or sequence.prefix is None or sequence.prompt_logprobs is not None:", "or sequence.prefix is None:"),
+    ("scheduler", "return 0 if whole else budget", "return budget"),
+    ("scheduler", "            self._prompt_goes_alone = True\n", ""),
+    ("scheduler", "            self._prompt_goes_alone = False\n", ""),
+    ("scheduler", "        self._removed = []\n        return", "        return"),
+    ("scheduler", "        self._removed.append(sequence.seq_id)\n", ""),
+    ("scheduler", "if sequence is not None:  # else", "if True:  # else"),
+    ("scheduler", "        self._file_blocks(sequence)\n        if not", "        if not"),
+    ("scheduler", "num_full = sequence.num_computed_tokens //", "num_full = len(sequence.block_ids) * 0 + (sequence.num_computed_tokens + 1) //"),
+    ("scheduler", "                self.cache.forget(block_id)", "                pass"),
+    ("scheduler", "token_ids = result.token_ids[: cut.num_kept]", "token_ids = result.token_ids"),
+    ("scheduler", "        sequence.token_ids += token_ids\n", "        sequence.token_ids = sequence.token_ids + result.token_ids\n"),
+    ("scheduler", "sequence.prompt_logprobs = sequence.prompt_logprobs, None", "_ = sequence.prompt_logprobs, None"),
+    ("scheduler", "if stop.cut(0, emitted).finish_reason is None:", "if True:"),
+    ("scheduler", "            self._release_siblings(sequence.request.id)", "            pass"),
+    ("scheduler", "            self._release_siblings(request_id)", "            pass"),
+    ("scheduler", "            self._held[request_id].remove(sequence)", "            pass"),
+    ("scheduler", "            self._held.pop(request_id, None)", "            pass"),
+    ("scheduler", "            self._waiting.discard(sequence)", "            pass"),
+    ("scheduler", "        self.pool.free(sequence.block_ids)", "        pass"),
+    ("scheduler", "            del self._requests[request_id]", "            pass"),
+    ("scheduler", "self._removed = [*batch.removed, *self._removed]", "pass"),
+    ("scheduler", "before = sequence.num_computed_tokens - row.num_new_tokens", "before = sequence.num_computed_tokens"),
+    ("scheduler", "if self._waiting.num_requests >= limit + num_seats", "if self._waiting.num_requests >= limit"),
+)  # fmt: skip
+
+PROPERTY = (
+    [sys.executable, str(TESTS / "random_walks.py"), "--operations", "40000"],
+    [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS / "test_small_scope.py")],
+)
+UNITS = (
+    [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    + [str(TESTS / f"test_{name}.py") for name in ("stop", "block_pool", "prefix_cache", "scheduler")],
+)  # fmt: skip
+
+
+def caught(commands: tuple[list[str], ...], source: Path) -> bool:
+    """True if one of the commands fails with this source tree; a test that never ends counts as failed."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    for command in commands:
+        try:
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False)
+        except subprocess.TimeoutExpired:
+            return True
+        if done.returncode != 0:
+            return True
+    return False
+
+
+def mutate(source: Path, name: str, old: str, new: str) -> None:
+    """Writes a fresh copy of the tree with one change."""
+    shutil.copytree(ROOT / "src", source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_builtin"))
+    path = source / "quire" / "core" / f"{name}.py"
+    text = path.read_text()
+    if old not in text:
+        raise SystemExit(f"{name}.py no longer has: {old!r}")
+    path.write_text(text.replace(old, new, 1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants; all when left out")
+    options = parser.parse_args()
+    numbers = options.only or range(len(MUTANTS))
+    num_property = num_any = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number in numbers:
+            name, old, new = MUTANTS[number]
+            mutate(Path(folder), name, old, new)
+            by_property = caught(PROPERTY, Path(folder))
+            by_any = by_property or caught(UNITS, Path(folder))
+            num_property += by_property
+            num_any += by_any
+            if not by_property:
+                print(
+                    f"{number}: {'unit tests alone' if by_any else 'LIVES'}: {name}.py {old!r} -> {new!r}", flush=True
+                )
+    print(f"{len(numbers)} mutants: {num_property} caught by property tests, {num_any} by any test")
+    return int(num_any < len(numbers))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
