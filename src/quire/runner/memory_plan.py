@@ -9,7 +9,7 @@ from quire.runner.graphs import graph_sizes
 
 GIB = 2**30
 MIB = 2**20
-LOGITS_BYTES = 4  # logits are fp32
+LOGIT_BYTES = 4  # logits are fp32
 SAMPLER_WORKSPACE_BYTES = 256 * MIB  # the sampler works through its rows in slices that fit
 DEVICE_RESERVE_BYTES = {"cuda": 384 * MIB}  # matrix library workspaces, kernel code, allocator rounding
 CPU_KV_BYTES = 4 * GIB  # most that the KV cache takes on a CPU unless told otherwise
@@ -20,17 +20,19 @@ CPU_KV_SHARE = 0.5  # and most of what is free beside the weights
 class MemoryPlan:
     """Bytes by purpose.
 
+    available_bytes   what the engine may use in all
     weights_bytes     parameters and tables of the model
-    workspace_bytes   most that a step needs beside them: activations, logits, sampling
+    workspace_bytes   most that a step needs beside them: inputs, activations, logits, sampling
+    graph_bytes       held by captured decoding steps
     reserve_bytes     what the device's libraries take
     kv_bytes          num_blocks blocks, block 0 (which nobody gets) included
-    available_bytes   what the engine may use in all
     """
 
+    available_bytes: int
     weights_bytes: int
     workspace_bytes: int
+    graph_bytes: int
     reserve_bytes: int
-    available_bytes: int
     block_bytes: int
     block_size: int
     num_blocks: int
@@ -40,9 +42,15 @@ class MemoryPlan:
         return self.num_blocks * self.block_bytes
 
     @property
+    def left_bytes(self) -> int:
+        """For the KV cache; negative when even the rest does not fit."""
+        fixed = self.weights_bytes + self.workspace_bytes + self.graph_bytes + self.reserve_bytes
+        return self.available_bytes - fixed
+
+    @property
     def total_bytes(self) -> int:
         """All that the engine will hold at its peak."""
-        return self.weights_bytes + self.workspace_bytes + self.reserve_bytes + self.kv_bytes
+        return self.available_bytes - self.left_bytes + self.kv_bytes
 
     @property
     def kv_tokens(self) -> int:
@@ -51,49 +59,73 @@ class MemoryPlan:
 
     def max_concurrency(self, max_model_len: int) -> float:
         """How many sequences of the full length fit at once."""
-        return (self.num_blocks - 1) / _blocks(max_model_len, self.block_size)
+        return (self.num_blocks - 1) / _ceil_div(max_model_len, self.block_size)
 
 
-def plan_memory(config: EngineConfig, sizes: DecoderConfig, weights_bytes: int, facts: MachineFacts) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig, sizes: DecoderConfig, weights_bytes: int, facts: MachineFacts, graphs: bool = False
+) -> MemoryPlan:
     """Counts the KV blocks that fit beside weights and workspace.
 
     weights_bytes  of the model as it will lie on the device
+    graphs         decoding steps will be captured
     Raises MemoryPlanError, with the arithmetic and the flag that mends it, when not even one sequence of max_model_len fits.
     """
-    block_bytes = (
-        2 * sizes.num_layers * config.block_size * sizes.num_kv_heads * sizes.head_dim * DTYPE_BYTES[config.dtype]
+    item = DTYPE_BYTES[config.dtype]
+    block_bytes = 2 * sizes.num_layers * config.block_size * sizes.num_kv_heads * sizes.head_dim * item
+    plan = MemoryPlan(
+        available_bytes=_available_bytes(config, facts),
+        weights_bytes=weights_bytes,
+        workspace_bytes=workspace_bytes(config, sizes),
+        graph_bytes=graph_bytes(config, sizes) if graphs else 0,
+        reserve_bytes=DEVICE_RESERVE_BYTES.get(config.device, 0),
+        block_bytes=block_bytes,
+        block_size=config.block_size,
+        num_blocks=0,
     )
-    workspace, reserve = workspace_bytes(config, sizes), DEVICE_RESERVE_BYTES.get(config.device, 0)
-    available = _available_bytes(config, facts)
-    left = available - weights_bytes - workspace - reserve
-    needed_blocks = _blocks(config.max_model_len, config.block_size) + 1
-    num_blocks = _num_blocks(config, left, block_bytes, needed_blocks)
-    plan = MemoryPlan(weights_bytes, workspace, reserve, available, block_bytes, config.block_size, num_blocks)
-    if left < plan.kv_bytes or left <= 0 or num_blocks < needed_blocks:
-        raise MemoryPlanError(_misfit(config, plan, facts, max(needed_blocks, _asked_blocks(config, block_bytes) or 0)))
-    return plan
+    asked, needed = _asked_blocks(config, block_bytes), _ceil_div(config.max_model_len, config.block_size) + 1
+    num_blocks = _free_choice(config, plan.left_bytes, block_bytes, needed) if asked is None else asked
+    if plan.left_bytes < max(num_blocks, needed) * block_bytes or num_blocks < needed:
+        raise MemoryPlanError(_misfit(config, plan, facts, needed, asked))
+    return MemoryPlan(**{**vars(plan), "num_blocks": num_blocks})
 
 
 def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
-    """The larger of a step's two peaks: the widest layer over all its tokens, or logits and sampling of all its sequences; and what
-    decode graphs hold beside that."""
+    """Inputs, and the larger of a step's two peaks: its widest layer over all tokens, or logits and sampling of all sequences."""
+    item, num_tokens = DTYPE_BYTES[config.dtype], config.max_num_batched_tokens
+    hidden_bytes = num_tokens * sizes.hidden_size * (item + 1)  # and one byte for "is it finite"
+    sampling = config.max_num_seqs * sizes.vocab_size * LOGIT_BYTES + SAMPLER_WORKSPACE_BYTES
+    head = max(_logits_bytes(config, sizes, config.max_num_seqs), sampling)
+    return _input_bytes(config) + max(num_tokens * _layer_width(sizes) * item, hidden_bytes + head)
+
+
+def graph_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
+    """What captured decoding steps hold: the memory of the largest one, its outputs and its block tables."""
+    item, rows = DTYPE_BYTES[config.dtype], graph_sizes(config.max_num_seqs)[-1]
+    outputs = rows * (sizes.hidden_size * item + sizes.vocab_size * LOGIT_BYTES)
+    tables = rows * _ceil_div(config.max_model_len, config.block_size) * 4
+    return rows * _layer_width(sizes) * item + _logits_bytes(config, sizes, rows) + outputs + tables
+
+
+def _layer_width(sizes: DecoderConfig) -> int:
+    """Most values a token that one layer holds at once, its own input, the residual and the normed input among them."""
+    heads, kv_heads = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+    feed_forward = 3 * sizes.hidden_size + (3 if sizes.gated else 2) * sizes.inner_size
+    attention = 4 * sizes.hidden_size + 2 * heads + 2 * kv_heads  # packed qkv, the attention's output, its projection
+    return max(feed_forward, attention)
+
+
+def _logits_bytes(config: EngineConfig, sizes: DecoderConfig, rows: int) -> int:
+    """Logits as the head gives them, and in fp32."""
     item = DTYPE_BYTES[config.dtype]
-    hidden, heads, kv_heads = sizes.hidden_size, sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
-    feed_forward = 2 * hidden + (3 if sizes.gated else 2) * sizes.inner_size
-    attention = 2 * hidden + 3 * heads + 3 * kv_heads  # x, residual; packed qkv, rotated q and k, output
-    layer_peak = config.max_num_batched_tokens * max(feed_forward, attention) * item
-    per_logit = LOGITS_BYTES if item == LOGITS_BYTES else LOGITS_BYTES + item  # the head's own output, then fp32
-    logits = config.max_num_seqs * sizes.vocab_size * per_logit
-    sampling = config.max_num_seqs * sizes.vocab_size * LOGITS_BYTES + SAMPLER_WORKSPACE_BYTES
-    step = max(layer_peak, config.max_num_batched_tokens * hidden * item + max(logits, sampling))
-    return step + _graph_bytes(config, hidden * item + sizes.vocab_size * LOGITS_BYTES, sizes.vocab_size * per_logit)
+    return rows * sizes.vocab_size * (LOGIT_BYTES if item == LOGIT_BYTES else LOGIT_BYTES + item)
 
 
-def _graph_bytes(config: EngineConfig, output_bytes: int, logits_bytes: int) -> int:
-    """What decode graphs keep for themselves: outputs of the largest, and its temporaries, of which the logits are the most."""
-    if config.device == "cpu" or config.enforce_eager:
-        return 0
-    return graph_sizes(config.max_num_seqs)[-1] * (output_bytes + logits_bytes)
+def _input_bytes(config: EngineConfig) -> int:
+    """quire.runner.prepare.InputBuffers on the device."""
+    longs = 3 * config.max_num_batched_tokens + config.max_num_seqs
+    blocks = _ceil_div(config.max_model_len, config.block_size)
+    return 8 * longs + 4 * (config.max_num_seqs * (blocks + 2) + 1)
 
 
 def _available_bytes(config: EngineConfig, facts: MachineFacts) -> int:
@@ -103,15 +135,13 @@ def _available_bytes(config: EngineConfig, facts: MachineFacts) -> int:
     return int(facts.total_memory_bytes * config.gpu_memory_utilization) - used
 
 
-def _num_blocks(config: EngineConfig, left_bytes: int, block_bytes: int, needed_blocks: int) -> int:
-    asked = _asked_blocks(config, block_bytes)
-    if asked is not None:
-        return asked
-    if config.device == "cpu":
-        enough = config.max_num_seqs * (needed_blocks - 1) + 1
-        modest = max(min(CPU_KV_BYTES, int(left_bytes * CPU_KV_SHARE)) // block_bytes, needed_blocks)
-        return min(enough, modest)
-    return max(left_bytes // block_bytes, 0)
+def _free_choice(config: EngineConfig, left_bytes: int, block_bytes: int, needed_blocks: int) -> int:
+    """Blocks when the user asked for no number: all that fit, on a CPU a modest part."""
+    if config.device != "cpu":
+        return max(left_bytes // block_bytes, 0)
+    enough = config.max_num_seqs * (needed_blocks - 1) + 1
+    modest = min(CPU_KV_BYTES, int(left_bytes * CPU_KV_SHARE)) // block_bytes
+    return min(enough, max(modest, needed_blocks))
 
 
 def _asked_blocks(config: EngineConfig, block_bytes: int) -> int | None:
@@ -122,60 +152,48 @@ def _asked_blocks(config: EngineConfig, block_bytes: int) -> int | None:
     return None
 
 
-def _blocks(tokens: int, block_size: int) -> int:
-    return -(-tokens // block_size)
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
-def _misfit(config: EngineConfig, plan: MemoryPlan, facts: MachineFacts, needed_blocks: int) -> str:
-    left = plan.available_bytes - plan.weights_bytes - plan.workspace_bytes - plan.reserve_bytes
-    blocks = min(
-        max(left // plan.block_bytes, 0), _asked_blocks(config, plan.block_bytes) or max(left // plan.block_bytes, 0)
+def _misfit(config: EngineConfig, plan: MemoryPlan, facts: MachineFacts, needed: int, asked: int | None) -> str:
+    """The arithmetic, one line a term, and what to change."""
+    fit = max(plan.left_bytes // plan.block_bytes, 0)
+    used = facts.total_memory_bytes - facts.free_memory_bytes
+    share = "" if config.device == "cpu" else f"{config.gpu_memory_utilization:g} of "
+    sequence = (
+        f"{needed} blocks of {config.block_size} tokens for one sequence of {config.max_model_len}, one block spare"
     )
     lines = [
-        f"the model does not fit in the memory of {facts.name or facts.device}:",
-        f"  may be used         {_gib(plan.available_bytes)}  {_where_from(config, facts)}",
-        f"  weights             {_gib(plan.weights_bytes)}",
-        f"  step workspace      {_gib(plan.workspace_bytes)}  ({config.max_num_batched_tokens} tokens, {config.max_num_seqs} sequences)",
-        f"  reserve             {_gib(plan.reserve_bytes)}",
-        f"  left for KV cache   {_gib(left)}",
-        f"  KV cache needs      {_gib(needed_blocks * plan.block_bytes)}  ({_need_text(config, needed_blocks)})",
-        f"mend it with {_remedy(config, blocks)}",
+        f"the KV cache does not fit in the memory of {facts.name or facts.device}:",
+        f"  may be used      {_gib(plan.available_bytes)}  ({share}{_gib(facts.total_memory_bytes)} less {_gib(used)} in use)",
+        f"  - weights        {_gib(plan.weights_bytes)}",
+        f"  - a step         {_gib(plan.workspace_bytes)}  ({config.max_num_batched_tokens} tokens, {config.max_num_seqs} sequences)",
+        f"  - graphs         {_gib(plan.graph_bytes)}",
+        f"  - reserve        {_gib(plan.reserve_bytes)}",
+        f"  = for KV cache   {_gib(plan.left_bytes)}  ({fit} blocks)",
+        f"  it needs         {_gib(needed * plan.block_bytes)}  ({sequence})",
     ]
-    return "\n".join(lines)
+    if asked is not None:
+        lines.append(f"  asked for        {_gib(asked * plan.block_bytes)}  ({asked} blocks)")
+    return "\n".join([*lines, f"To mend it: {_remedy(config, fit, needed, asked)}."])
 
 
-def _where_from(config: EngineConfig, facts: MachineFacts) -> str:
-    used = facts.total_memory_bytes - facts.free_memory_bytes
-    if config.device == "cpu":
-        return f"({_gib(facts.total_memory_bytes).strip()} in all, {_gib(used).strip()} in use)"
-    total = _gib(facts.total_memory_bytes).strip()
-    return f"({config.gpu_memory_utilization:g} of {total}, less {_gib(used).strip()} in use)"
-
-
-def _need_text(config: EngineConfig, needed_blocks: int) -> str:
-    per_sequence = _blocks(config.max_model_len, config.block_size) + 1
-    if needed_blocks > per_sequence:
-        return f"{needed_blocks} blocks were asked for"
-    return f"one sequence of {config.max_model_len} tokens: {per_sequence} blocks of {config.block_size}, one of them spare"
-
-
-def _remedy(config: EngineConfig, blocks: int) -> str:
-    fits = max(blocks - 1, 0) * config.block_size
+def _remedy(config: EngineConfig, fit: int, needed: int, asked: int | None) -> str:
     ways = []
-    if fits:
-        ways.append(f"--max-model-len {fits} or less")
-    if config.num_gpu_blocks_override is not None:
-        ways.append("another --num-gpu-blocks-override")
-    elif config.kv_cache_memory_bytes is not None:
-        ways.append("another --kv-cache-memory-bytes")
-    elif config.device != "cpu" and config.gpu_memory_utilization < 0.95:
-        ways.append(f"--gpu-memory-utilization above {config.gpu_memory_utilization:g}")
-    ways += [
-        f"--max-num-seqs below {config.max_num_seqs}",
-        f"--max-num-batched-tokens below {config.max_num_batched_tokens}",
-    ]
-    return ", ".join(ways) + (", or a smaller model" if not fits else "")
+    if asked is not None:
+        flag = "--num-gpu-blocks-override" if config.num_gpu_blocks_override is not None else "--kv-cache-memory-bytes"
+        ways.append(f"change {flag} ({needed} blocks are needed, {fit} fit)")
+    usable = fit if asked is None else min(fit, asked)
+    if 1 < usable < needed:
+        ways.append(f"--max-model-len {(usable - 1) * config.block_size} or less")
+    if config.device != "cpu" and config.gpu_memory_utilization < 0.95:
+        ways.append(f"a larger --gpu-memory-utilization than {config.gpu_memory_utilization:g}")
+    if fit < needed:
+        ways.append(f"a smaller --max-num-seqs than {config.max_num_seqs}")
+        ways.append(f"a smaller --max-num-batched-tokens than {config.max_num_batched_tokens}")
+    return ", or ".join([*ways, "a smaller model"] if fit < 2 else ways)
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:8.2f} GiB"
+    return f"{num_bytes / GIB:.2f} GiB"

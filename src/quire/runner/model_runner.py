@@ -88,8 +88,10 @@ class ModelRunner:
         with torch.device("meta"):
             model = module.Model(sizes, Build.plain(ops, _dtype(config), config.max_model_len)).requires_grad_(False)
         weights = plan_weights(model, module.WEIGHTS, Path(config.model_dir), config.load_format, sizes.tied)
-        plan = plan_memory(config, sizes, _num_bytes(model), platform.facts())
+        graphs = platform.supports_graphs() and not config.enforce_eager
+        plan = plan_memory(config, sizes, _num_bytes(model), platform.facts(), graphs)
         load_weights(model, weights, platform.device(), config.seed)
+        platform.empty_cache()  # what loading used beside the weights
         seconds = time.perf_counter() - start
         logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
         runner = cls(config, platform, model.eval(), sizes, plan)
@@ -154,11 +156,16 @@ class ModelRunner:
         tokens = np.full(len(step.rows), NO_TOKEN)
         tokens[step.samples] = self.sampler.token_ids(sampled, arrays)
         tokens[np.add.reduceat(arrays[not_finite], step.query_start_loc[:-1]) > 0] = NOT_FINITE
+        tokens[[place for place, slices in prompts.items() if not self.prompt_logprobs.finite(slices, arrays)]] = (
+            NOT_FINITE
+        )
         self._advance(step, tokens)
         results = [_result(s.seq_id, token) for s, token in zip(batch.scheduled, tokens.tolist(), strict=True)]
         self._add_logprobs(results, step, sampled, arrays)
         for place, slices in prompts.items():
-            results[place] = replace(results[place], prompt_logprobs=self.prompt_logprobs.entries(slices, arrays))
+            if results[place].error is None:
+                entries = self.prompt_logprobs.entries(slices, arrays)
+                results[place] = replace(results[place], prompt_logprobs=entries)
         return StepResult(results)
 
     def _advance(self, step: StepInputs, tokens: NDArray[np.int64]) -> None:

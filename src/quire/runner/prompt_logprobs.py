@@ -58,6 +58,10 @@ class PromptLogprobs:
             ]
         return found
 
+    def finite(self, slices: list[PromptSlice], arrays: Arrays) -> bool:
+        """Whether the log-probabilities of a sequence's prompt tokens are all finite."""
+        return all(bool(np.isfinite(arrays[s.parts[1]]).all()) for s in slices)
+
     def entries(self, slices: list[PromptSlice], arrays: Arrays) -> list[TokenLogprobs]:
         """The entries of one sequence, in order of position."""
         entries: list[TokenLogprobs] = []

@@ -1,0 +1,62 @@
+"""Rows of the table: what batches do to them, and that a freed row leaves nothing behind."""
+
+import numpy as np
+import pytest
+
+from quire.core.batch import Batch, NewSequence, ScheduledSequence
+from quire.core.params import SamplingParams
+from quire.runner.sequence_table import SequenceTable
+
+
+def new(seq_id: int, tokens: list[int], blocks: list[int], computed: int = 0) -> NewSequence:
+    return NewSequence(seq_id, 0, tokens, len(tokens), computed, blocks, SamplingParams())
+
+
+@pytest.fixture
+def table() -> SequenceTable:
+    table = SequenceTable(max_num_seqs=2, max_model_len=40, block_size=8)
+    table.update(Batch([], [new(10, [1, 2, 3], [5]), new(11, [4], [6, 7], computed=0)]))
+    return table
+
+
+def test_rows_are_found_by_sequence_in_the_order_asked(table: SequenceTable) -> None:
+    rows = table.rows([11, 10])
+    assert table.num_tokens[rows].tolist() == [1, 3]
+    assert table.block_tables[rows].tolist() == [[6, 7, 0, 0, 0], [5, 0, 0, 0, 0]]
+
+
+def test_blocks_and_tokens_are_appended(table: SequenceTable) -> None:
+    table.update(Batch([ScheduledSequence(10, 1, [9]), ScheduledSequence(11, 1)]))
+    table.append(table.rows([10, 11]), np.array([100, 101]))
+    row = table.row(10)
+    assert table.block_tables[row, :3].tolist() == [5, 9, 0]
+    assert table.token_ids[row, :5].tolist() == [1, 2, 3, 100, 0]
+    assert table.num_tokens[table.rows([10, 11])].tolist() == [4, 2]
+
+
+def test_a_removed_row_is_reused_within_one_batch_and_is_clean(table: SequenceTable) -> None:
+    row = table.row(11)
+    table.update(Batch([], [new(12, [8, 9], [3], computed=1)], removed=[11]))
+    assert table.row(12) == row and len(table) == 2
+    assert table.block_tables[row].tolist() == [3, 0, 0, 0, 0]
+    assert (table.num_tokens[row], table.num_computed[row], table.num_blocks[row]) == (2, 1, 1)
+    assert table.entries[row].seq_id == 12
+
+
+def test_a_preempted_sequence_comes_back_with_other_blocks(table: SequenceTable) -> None:
+    table.update(Batch([], [new(10, [1, 2, 3, 50], [2, 4])], removed=[10]))
+    row = table.row(10)
+    assert table.block_tables[row, :3].tolist() == [2, 4, 0]
+    assert table.num_tokens[row] == 4
+
+
+def test_removing_an_unknown_sequence_is_nothing(table: SequenceTable) -> None:
+    table.update(Batch([], removed=[999]))
+    assert len(table) == 2
+
+
+def test_a_sequence_twice_or_one_too_many_is_a_bug(table: SequenceTable) -> None:
+    with pytest.raises(RuntimeError, match="10 is there already"):
+        table.update(Batch([], [new(10, [1], [])]))
+    with pytest.raises(RuntimeError, match="all 2 rows are taken"):
+        table.update(Batch([], [new(12, [1], [])]))
