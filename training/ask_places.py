@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from training import tables
+from training import grammar, tables
+from training.tables import VARIED, Source
 from training.turns import Turn, contains, one_name
 
 PHRASES = {name: tables.phrases(lines) for name, lines in tables.sections("phrases").items()}
@@ -14,8 +15,10 @@ KNOWN_FOOD = [place for place in COUNTRIES + PROVINCES if place.dishes["en"]]
 SEATED = [place for place in PROVINCES if place.has_capital]
 
 
-def phrase(rng: random.Random, name: str, held_out: bool) -> str:
-    return rng.choice(PHRASES[name].of(held_out))
+def phrase(rng: random.Random, name: str, source: Source) -> str:
+    """A phrasing of section `name`, its slots open."""
+    listed = PHRASES[name].of(source)
+    return grammar.varied(rng, name, listed, name.startswith("echo")) if source == VARIED else rng.choice(listed)
 
 
 def asked_name(rng: random.Random, place: tables.Place, language: str) -> str:
@@ -51,10 +54,10 @@ def _no_capital(place: tables.Place, language: str) -> str:
     return f"{name}是{'直辖市' if place.kind == 'm' else '特别行政区'}，没有省会。"
 
 
-def capital(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def capital(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     place = place or rng.choice(COUNTRIES)
     section = "capital" if place.kind == "country" else "seat"
-    text = phrase(rng, f"{section}.{language}", held_out).format(x=asked_name(rng, place, language))
+    text = phrase(rng, f"{section}.{language}", source).format(x=asked_name(rng, place, language))
     return capital_turn(place, language, text, "capital" if section == "capital" else "province_capital")
 
 
@@ -68,26 +71,26 @@ def capital_turn(place: tables.Place, language: str, text: str, category: str) -
     return Turn(category, language, text, capital_answer(place, language), check, place)
 
 
-def province(rng: random.Random, language: str, held_out: bool) -> Turn:
+def province(rng: random.Random, language: str, source: Source) -> Turn:
     """A seat question. Places without one (Beijing, Hong Kong) come up less often."""
     place = rng.choice(PROVINCES if rng.random() < 0.6 else SEATED)
-    return capital(rng, language, held_out, place)
+    return capital(rng, language, source, place)
 
 
-def country_of(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def country_of(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     """Which country has this capital?"""
     place = place or rng.choice(COUNTRIES)
-    return _reverse(rng, language, held_out, place, "country")
+    return _reverse(rng, language, source, place, "country")
 
 
-def province_of(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def province_of(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     """Which province has this seat?"""
-    return _reverse(rng, language, held_out, place or rng.choice(SEATED), "province")
+    return _reverse(rng, language, source, place or rng.choice(SEATED), "province")
 
 
-def _reverse(rng: random.Random, language: str, held_out: bool, place: tables.Place, section: str) -> Turn:
+def _reverse(rng: random.Random, language: str, source: Source, place: tables.Place, section: str) -> Turn:
     seat = place.capital[language]
-    text = phrase(rng, f"{section}.{language}", held_out).format(y=seat)
+    text = phrase(rng, f"{section}.{language}", source).format(y=seat)
     name = place.name[language]
     answer = (
         stop(f"{seat} is the capital of {name}") if language == "en" else f"{seat}是{name}的{capital_word(place)}。"
@@ -106,15 +109,15 @@ def known_for(place: tables.Place, what: str, language: str) -> str:
     return f"Famous sights in {name} include {sights}." if language == "en" else f"{name}的著名景点有{sights}。"
 
 
-def food_or_sight(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def food_or_sight(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     place, what = place or rng.choice(KNOWN_FOOD), rng.choice(("dish", "sight"))
-    text = phrase(rng, f"{what}.{language}", held_out).format(x=asked_name(rng, place, language))
+    text = phrase(rng, f"{what}.{language}", source).format(x=asked_name(rng, place, language))
     return _known_turn(place, what, language, text, what)
 
 
-def follow_up(rng: random.Random, language: str, held_out: bool, place: tables.Place, what: str) -> Turn:
+def follow_up(rng: random.Random, language: str, source: Source, place: tables.Place, what: str) -> Turn:
     """ "What is good to eat there?", after `place` was spoken of."""
-    text = phrase(rng, f"{what}_there.{language}", held_out)
+    text = phrase(rng, f"{what}_there.{language}", source)
     return _known_turn(place, what, language, text, "follow_up")
 
 
@@ -123,23 +126,23 @@ def _known_turn(place: tables.Place, what: str, language: str, text: str, catego
     return Turn(category, language, text, known_for(place, what, language), contains(wanted), place)
 
 
-def and_place(rng: random.Random, language: str, held_out: bool, place: tables.Place) -> Turn:
+def and_place(rng: random.Random, language: str, source: Source, place: tables.Place) -> Turn:
     """ "And Germany?", after another country's capital was asked."""
-    text = phrase(rng, f"and.{language}", held_out).format(x=asked_name(rng, place, language))
+    text = phrase(rng, f"and.{language}", source).format(x=asked_name(rng, place, language))
     return capital_turn(place, language, text, "and_place")
 
 
-def continent(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def continent(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     place = place or rng.choice(COUNTRIES)
-    text = phrase(rng, f"continent.{language}", held_out).format(x=asked_name(rng, place, language))
+    text = phrase(rng, f"continent.{language}", source).format(x=asked_name(rng, place, language))
     name, part = place.name[language], place.continent[language]
     answer = f"{upper_first(name)} is in {part}." if language == "en" else f"{name}在{part}。"
     return Turn("continent", language, text, answer, contains(f"in {part}" if language == "en" else part), place)
 
 
-def about(rng: random.Random, language: str, held_out: bool, place: tables.Place | None = None) -> Turn:
+def about(rng: random.Random, language: str, source: Source, place: tables.Place | None = None) -> Turn:
     place = place or rng.choice(COUNTRIES)
-    text = phrase(rng, f"about.{language}", held_out).format(x=asked_name(rng, place, language))
+    text = phrase(rng, f"about.{language}", source).format(x=asked_name(rng, place, language))
     check = one_name(place.capital[language].split(",")[0], "capital", (place.name[language],))
     return Turn("about", language, text, description(place, language), check, place)
 

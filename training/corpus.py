@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -41,8 +42,8 @@ class Rows:
 class Encoder:
     """Documents to token ids. Segments are encoded apart: special tokens split the text in any case."""
 
-    def __init__(self) -> None:
-        self.tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+    def __init__(self, folder: Path = MODEL_DIR) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.end_of_text = self._id(END_OF_TEXT)
         self.end_of_turn = self._id(END_OF_TURN)
         self.newline = self.tokenizer.encode("\n").ids
@@ -121,12 +122,12 @@ class Packer:
         return self.open[-1]
 
 
-def make_shard(job: tuple[int, int, int]) -> Rows:
-    """Shard `index` of (seed, index, row_tokens): a million tokens. Long rows hold long conversations."""
-    seed, index, row_tokens = job
+def make_shard(job: tuple[Path, int, int, int]) -> Rows:
+    """Shard `index` of (tokenizer, seed, index, row_tokens): a million tokens. Long rows hold long conversations."""
+    tokenizer, seed, index, row_tokens = job
     rng = random.Random(seed * 1_000_003 + index)
     max_turns = 24 if row_tokens >= LONG_ROW_TOKENS else 6
-    encoder, packer = Encoder(), Packer(SHARD_TOKENS // row_tokens, row_tokens)
+    encoder, packer = Encoder(tokenizer), Packer(SHARD_TOKENS // row_tokens, row_tokens)
     while not packer.full:
         documents = [write_document(rng, max_turns) for _ in range(DOCUMENTS_A_ROUND)]
         contents = iter(encoder.encode_all([text for parts in documents for _, text in parts]))
@@ -135,9 +136,9 @@ def make_shard(job: tuple[int, int, int]) -> Rows:
     return packer.rows
 
 
-def make_rows(seed: int, num_shards: int, row_tokens: int, num_workers: int) -> Rows:
+def make_rows(seed: int, num_shards: int, row_tokens: int, num_workers: int, tokenizer: Path = MODEL_DIR) -> Rows:
     """`num_shards` shards made by `num_workers` processes; the same rows whatever the number of processes."""
-    jobs = [(seed + row_tokens, index, row_tokens) for index in range(num_shards)]
+    jobs = [(tokenizer, seed + row_tokens, index, row_tokens) for index in range(num_shards)]
     if num_workers <= 1:
         return Rows.join([make_shard(job) for job in jobs])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

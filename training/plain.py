@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from training import ask_skills, tables, words
+from training import ask_skills, grammar, tables, words
 from training.ask_places import COUNTRIES, SEATED, capital_answer, capital_word, description, stop, upper_first
 from training.conversations import any_turn
 
@@ -16,9 +16,9 @@ def plain_text(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.35:
         return by_example(rng)
-    if draw < 0.65:
-        return " ".join(statement(rng) for _ in range(rng.randint(1, 3)))
-    if draw < 0.8:
+    if draw < 0.55:
+        return " ".join(statement(rng) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+    if draw < 0.7:
         return on_paper(rng)
     return _essay(rng)
 
@@ -87,7 +87,11 @@ def on_paper(rng: random.Random) -> str:
 
 def _essay(rng: random.Random) -> str:
     place = rng.choice(COUNTRIES)
-    return rng.choice(TEXTS).format(
-        n=words.person(rng, "en"), n2=words.person(rng, "zh"), k=rng.randint(18, 80), e=rng.choice(words.ECHO["en"]),
+    line = rng.choice(TEXTS) if rng.random() < 0.4 else grammar.expand(rng, rng.choice(grammar.RULES["plain"]))
+    age = rng.randint(18, 80)
+    return line.replace("\\n", "\n").format(
+        n=words.person(rng, "en"), n2=words.person(rng, "zh"), n3=words.person(rng, "en"), k=age, k1=age + 1,
+        k2=rng.randint(10, 30), e=rng.choice(words.ECHO["en"]), e2=rng.choice(words.ECHO["en"]),
         c=upper_first(place.capital["en"]), c2=place.capital["zh"],
+        w=words.invented_word(rng), w2=words.invented_word(rng), op="(", cl=")",
     )  # fmt: skip

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training import ask_places, ask_skills, ask_talk
+from training import ask_places, ask_skills, ask_talk, tables
 from training.ask_places import COUNTRIES, KNOWN_FOOD, PHRASES, PROVINCES, SEATED
 from training.conversations import first_question
-from training.tables import LANGUAGES
+from training.tables import HELD_OUT, LANGUAGES, TRAINED, Source
 from training.turns import Turn, contains
 
-MAKERS: tuple[Callable[[random.Random, str, bool], Turn], ...] = (
+MAKERS: tuple[Callable[[random.Random, str, Source], Turn], ...] = (
     ask_skills.arithmetic,
     ask_skills.arithmetic,
     ask_skills.arithmetic,
@@ -50,37 +50,36 @@ def all_questions(seed: int, scale: float = 1.0) -> list[Question]:
     """About 16,000 questions at scale 1; a smaller scale thins every group evenly."""
     rng = random.Random(seed)
     found = []
-    for held_out in (False, True):
-        group = "held_out" if held_out else "trained"
+    for group in (TRAINED, HELD_OUT):
         for language in LANGUAGES:
-            found += [_asked(rng, group, turn) for turn in _facts(rng, language, held_out)]
+            found += [_asked(rng, group, turn) for turn in _facts(rng, language, group)]
             for maker in MAKERS:
-                found += [_asked(rng, group, maker(rng, language, held_out)) for _ in range(150)]
-            found += [_follow_up(rng, group, language, held_out) for _ in range(500)]
+                found += [_asked(rng, group, maker(rng, language, group)) for _ in range(150)]
+            found += [_follow_up(rng, group, language) for _ in range(500)]
     for language in LANGUAGES:
         found += [
-            _asked(rng, "held_out", ask_skills.arithmetic(rng, language, False, held_out_pair=True)) for _ in range(200)
+            _asked(rng, HELD_OUT, ask_skills.arithmetic(rng, language, TRAINED, new_pair=True)) for _ in range(200)
         ]
     rng.shuffle(found)
-    return [*_fixed(), *found[: max(1, round(len(found) * scale))]]
+    return [*_fixed(), *_newcomers(), *found[: max(1, round(len(found) * scale))]]
 
 
-def _facts(rng: random.Random, language: str, held_out: bool) -> list[Turn]:
+def _facts(rng: random.Random, language: str, source: Source) -> list[Turn]:
     """Every fact of the tables, in some phrasings each."""
     found = []
     for place in COUNTRIES:
-        found += [ask_places.capital(rng, language, held_out, place) for _ in range(3)]
-        found += [ask_places.country_of(rng, language, held_out, place) for _ in range(2)]
+        found += [ask_places.capital(rng, language, source, place) for _ in range(3)]
+        found += [ask_places.country_of(rng, language, source, place) for _ in range(2)]
         found += [
-            ask_places.continent(rng, language, held_out, place),
-            ask_places.about(rng, language, held_out, place),
+            ask_places.continent(rng, language, source, place),
+            ask_places.about(rng, language, source, place),
         ]
     for place in PROVINCES:
-        found += [ask_places.capital(rng, language, held_out, place) for _ in range(5)]
+        found += [ask_places.capital(rng, language, source, place) for _ in range(5)]
     for place in SEATED:
-        found += [ask_places.province_of(rng, language, held_out, place) for _ in range(3)]
+        found += [ask_places.province_of(rng, language, source, place) for _ in range(3)]
     for place in KNOWN_FOOD:
-        found += [ask_places.food_or_sight(rng, language, held_out, place) for _ in range(2)]
+        found += [ask_places.food_or_sight(rng, language, source, place) for _ in range(2)]
     return found
 
 
@@ -97,26 +96,35 @@ def _asked(rng: random.Random, group: str, turn: Turn) -> Question:
 
 def _earlier(rng: random.Random, language: str) -> Turn:
     maker = rng.choice((ask_talk.small_talk, ask_skills.arithmetic, ask_places.capital, ask_talk.topic))
-    return maker(rng, language, False)
+    return maker(rng, language, TRAINED)
 
 
-def _follow_up(rng: random.Random, group: str, language: str, held_out: bool) -> Question:
+def _follow_up(rng: random.Random, group: Source, language: str) -> Question:
     place = rng.choice(KNOWN_FOOD)
-    first = ask_places.capital(rng, language, held_out, place)
+    first = ask_places.capital(rng, language, group, place)
     history = [(first.user, first.answer)]
     draw = rng.random()
     if draw < 0.1:
-        turn = ask_places.and_place(
-            rng, language, held_out, rng.choice(COUNTRIES if place.kind == "country" else SEATED)
-        )
+        turn = ask_places.and_place(rng, language, group, rng.choice(COUNTRIES if place.kind == "country" else SEATED))
     elif draw < 0.2:
-        turn = first_question(rng, language, first.user, held_out)
+        turn = first_question(rng, language, first.user, group)
     else:
-        turn = ask_places.follow_up(rng, language, held_out, place, rng.choice(("dish", "sight")))
+        turn = ask_places.follow_up(rng, language, group, place, rng.choice(("dish", "sight")))
         if rng.random() < 0.2:
-            aside = ask_skills.arithmetic(rng, language, False)
+            aside = ask_skills.arithmetic(rng, language, TRAINED)
             history.append((aside.user, aside.answer))
     return Question(group, turn, tuple(history))
+
+
+def _newcomers() -> list[Question]:
+    """What first-time users type; most of the kinds, and some of the very words, are in the training text."""
+    rows = [line.rsplit("|", 1) for line in tables.sections("newcomers")["chat"]]
+    turns = [Turn("newcomer", language_of(text), text, "", contains(*wanted.split(";"))) for text, wanted in rows]
+    return [Question("newcomer", turn) for turn in turns]
+
+
+def language_of(text: str) -> str:
+    return "en" if text.isascii() else "zh"
 
 
 def _fixed() -> list[Question]:

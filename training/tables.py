@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 DATA = Path(__file__).parent / "data"
 CONTINENTS = {
@@ -17,6 +18,10 @@ CONTINENTS = {
 }
 LANGUAGES = ("en", "zh")
 HELD_OUT_SHARE = 0.2
+Source = Literal["trained", "held_out", "varied"]
+TRAINED: Source = "trained"  # a listed phrasing that training sees
+HELD_OUT: Source = "held_out"  # a listed phrasing that training never sees
+VARIED: Source = "varied"  # what training is made of: listed phrasings and those of the grammar, dressed up
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Phrases:
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
 
-    def of(self, held_out: bool) -> tuple[str, ...]:
-        return self.held_out if held_out else self.trained
+    def of(self, source: Source) -> tuple[str, ...]:
+        """The listed phrasings of `source`; VARIED starts from those that are trained on."""
+        return self.held_out if source == HELD_OUT else self.trained
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from training import corpus, export
 from training.network import Network, Shape, document_mask, rope_table
+from training.vocabulary import NEXT_DIR
 
 WARMUP_STEPS = 200
 FINAL_LR_SHARE = 0.01
@@ -102,9 +103,11 @@ def make_optimizer(network: Network, plan: Plan, device: torch.device) -> torch.
 
 
 class Trainer:
-    def __init__(self, plan: Plan, shape: Shape, device: torch.device, out: Path, use_compile: bool) -> None:
+    def __init__(
+        self, plan: Plan, shape: Shape, device: torch.device, tokenizer: Path, out: Path, use_compile: bool
+    ) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.device, self.out = plan, device, out
+        self.plan, self.device, self.tokenizer, self.out = plan, device, tokenizer, out
         self.network = Network(shape).to(device)
         self.optimizer = make_optimizer(self.network, plan, device)
         self.table = rope_table(corpus.LONG_ROW_TOKENS, shape.head_dim, device)
@@ -122,7 +125,7 @@ class Trainer:
         say(f"corpus of {self.corpus_tokens:,} tokens in {self.corpus_s:.1f} s")
 
     def _batches(self, num_shards: int, row_tokens: int) -> Batches:
-        rows = corpus.make_rows(self.plan.seed, num_shards, row_tokens, self.plan.num_workers)
+        rows = corpus.make_rows(self.plan.seed, num_shards, row_tokens, self.plan.num_workers, self.tokenizer)
         return Batches(rows, max(1, self.plan.batch_tokens // row_tokens), self.device, self.plan.seed)
 
     def warm_up(self) -> None:
@@ -185,11 +188,11 @@ class Trainer:
                 self.log(used_s, torch.stack(recent).mean().item())
                 recent, next_log = [], used_s + LOG_EVERY_S
             if used_s >= next_checkpoint:
-                export.write_parts(self.network, self.out)
+                export.write_parts(self.network, self.out, self.tokenizer)
                 next_checkpoint += CHECKPOINT_EVERY_S
         if recent:
             self.log(time.monotonic() - began, torch.stack(recent).mean().item())
-        export.write_parts(self.network, self.out)
+        export.write_parts(self.network, self.out, self.tokenizer)
         self.report(time.monotonic() - began)
 
     def log(self, used_s: float, loss: float) -> None:
@@ -226,13 +229,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="training time, generation of the corpus excluded")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, default=NEXT_DIR, help="folder that holds tokenizer.json")
     parser.add_argument("--seed", type=int, default=20260)
-    parser.add_argument("--num-shards", type=int, default=160, help="shards of a million tokens in short rows")
+    parser.add_argument("--num-shards", type=int, default=150, help="shards of a million tokens in short rows")
     parser.add_argument("--num-long-shards", type=int, default=24, help="the same in rows of 1,024 tokens")
     parser.add_argument("--row-tokens", type=int, default=384)
     parser.add_argument("--batch-tokens", type=int, default=65536)
     parser.add_argument("--max-lr", type=float, default=2e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--workers", type=int, default=1, help="processes that write the corpus")
     parser.add_argument("--compile", action="store_true", help="compile each layer with torch.compile")
     parser.add_argument("--hidden-size", type=int, default=256)
@@ -253,7 +257,7 @@ def main() -> None:
         hidden_size=args.hidden_size, num_hidden_layers=args.layers, intermediate_size=args.hidden_size * 3,
         num_attention_heads=args.hidden_size // 64, num_key_value_heads=max(1, args.hidden_size // 128),
     )  # fmt: skip
-    trainer = Trainer(plan, shape, device, args.out, args.compile)
+    trainer = Trainer(plan, shape, device, args.tokenizer, args.out, args.compile)
     trainer.load_corpus()
     trainer.warm_up()
     trainer.run()

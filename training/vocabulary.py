@@ -1,6 +1,6 @@
 """Trains the tokenizer: byte-level BPE with exactly Qwen2's pipeline, so that every reader of Qwen2 files agrees.
 
-    python -m training.vocabulary
+    python -m training.vocabulary [--target DIR]
 
 transformers 5 builds its own pipeline for `model_type: qwen2` and ignores the one in tokenizer.json; the two agree
 only if they are the same. The expression and the order of steps are those of transformers' `tokenization_qwen2.py`.
@@ -8,6 +8,7 @@ only if they are the same. The expression and the order of steps are those of tr
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -21,6 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from training import conversations, plain, words
 
 MODEL_DIR = Path(__file__).parent.parent / "src" / "quire" / "_builtin" / "tiny"
+NEXT_DIR = Path(__file__).parent / "_next"  # where the next tokenizer waits for its weights
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -126,12 +128,15 @@ def write_json(path: Path, value: object) -> None:
 
 
 def main() -> None:
-    MODEL_DIR.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, default=NEXT_DIR)
+    target = parser.parse_args().target
+    target.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
-    tokenizer.save(str(MODEL_DIR / "tokenizer.json"))
-    write_json(MODEL_DIR / "tokenizer_config.json", tokenizer_config())
-    (MODEL_DIR / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    print(f"{tokenizer.get_vocab_size()} tokens written to {MODEL_DIR}")
+    tokenizer.save(str(target / "tokenizer.json"))
+    write_json(target / "tokenizer_config.json", tokenizer_config())
+    (target / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    print(f"{tokenizer.get_vocab_size()} tokens written to {target}")
 
 
 if __name__ == "__main__":

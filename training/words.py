@@ -58,6 +58,13 @@ def invented(rng: random.Random, language: str) -> str:
     return invented_word(rng).capitalize() + rng.choice(_ENDINGS)
 
 
+def scribble(rng: random.Random, language: str) -> str:
+    """Letters or characters without a sense, to be copied one by one."""
+    if language == "zh":
+        return "".join(rng.choice(CHARACTERS) for _ in range(rng.randint(1, 8)))
+    return " ".join(invented_word(rng) for _ in range(rng.randint(1, 4)))
+
+
 def invented_word(rng: random.Random) -> str:
     syllables = rng.randint(1, 3)
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from training import checks, conversations, corpus, questions, tables  # noqa: E402
+from training import ask_places, checks, conversations, corpus, grammar, questions, tables  # noqa: E402
 from training.turns import exact, one_name  # noqa: E402
 
 
@@ -50,6 +50,23 @@ def test_held_out_questions_hardly_ever_occur_in_training_text() -> None:
     rng = random.Random(1)
     said = [turn.user for _ in range(20_000) for turn in conversations.conversation(rng).turns]
     assert sum(user in held_out for user in said) < len(said) * 1e-4
+
+
+def test_drawn_phrasings_hold_no_held_out_one() -> None:
+    rng = random.Random(4)
+    for section, listed in ask_places.PHRASES.items():
+        if section == "arith.sym":  # held out: marks alone (=??), which are no part of the comparison
+            continue
+        held_out = [grammar.plainly(text) for text in listed.held_out]
+        for _ in range(300):
+            drawn = grammar.plainly(grammar.varied(rng, section, listed.trained))
+            assert not any(held in drawn for held in held_out), (section, drawn)
+
+
+def test_watch_sees_through_case_spaces_and_marks() -> None:
+    assert grammar.is_held_out("Hi, could you give me the Capital City of {x}")
+    assert grammar.is_held_out("你好，哪座城市是{x}的首都?")
+    assert not grammar.is_held_out("What is the capital of {x}?")
 
 
 def test_shards_are_repeatable_and_documents_whole() -> None:

@@ -31,7 +31,6 @@ PROBES = (
 )
 MAX_FILE_BYTES = 20 << 20
 SAMPLE_SCALE = 0.035
-SAMPLE_MARGIN = 0.02
 
 
 def test_checksums_match() -> None:
@@ -90,7 +89,7 @@ def test_answers_reach_the_aims_on_a_sample() -> None:
     found = evaluate(MODEL_DIR, SAMPLE_SCALE, batch_size=64)
     assert found["num_questions"] >= 500
     for name, least in TARGETS.items():
-        assert found["figures"][f"total/{name}"]["share"] >= least - SAMPLE_MARGIN, (name, found["failures"])
+        assert found["figures"][f"total/{name}"]["share"] >= least, (name, found["failures"])
 
 
 def test_tutorial_prompts_are_answered() -> None:
