@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 
 from quire.config import EngineArgs, EngineConfig
+from quire.core.batch import TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine.process import child_main
@@ -39,6 +40,11 @@ def answer(request: Request) -> list[list[int]]:
     return [
         [token_at(request.prompt_token_ids, p.seed or 0, i, k) for k in range(p.max_tokens or 0)] for i in range(p.n)
     ]
+
+
+def fake_logprobs(token: int, top: int) -> TokenLogprobs:
+    ids = [token, *([token, *(i for i in range(top + 1) if i != token)][:top])]
+    return TokenLogprobs(ids, [-0.5, *(-0.5 - i for i in range(top))], 1)
 
 
 @dataclass
@@ -110,13 +116,20 @@ class FakeEngine:
                 os.kill(os.getpid(), 9)
             counts[i] += 1
             last = counts[i] == p.max_tokens
-            outputs.append(
-                EngineOutput(
-                    request.id, i, [token_at(prompt, p.seed or 0, i, k)], finish_reason="length" if last else None
-                )
-            )
+            outputs.append(self.output(request, i, k, last))
         self.drop_ended(request.id)
         return outputs
+
+    def output(self, request: Request, index: int, position: int, last: bool) -> EngineOutput:
+        """Log-probabilities say that the token itself is the likeliest, and the ids from 0 on come next."""
+        prompt, p = request.prompt_token_ids, request.params
+        token = token_at(prompt, p.seed or 0, index, position)
+        logprobs = prompt_logprobs = None
+        if p.logprobs is not None:
+            logprobs = [fake_logprobs(token, p.logprobs)]
+        if p.prompt_logprobs is not None and index == position == 0:
+            prompt_logprobs = [fake_logprobs(token, p.prompt_logprobs) for token in prompt[1:]]
+        return EngineOutput(request.id, index, [token], logprobs, prompt_logprobs, "length" if last else None)
 
     def close(self) -> None:
         self.live.clear()

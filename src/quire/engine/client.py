@@ -212,8 +212,7 @@ class EngineClient:
                 self._lost(self._writer)
             self._writer, self._pid = writer, hello.pid
             await self._startable.wait()
-            if self._start is not None:
-                self._send(self._start)
+            self._send(ipc.Shutdown() if self._closed or self._start is None else self._start)
             while self._writer is writer:
                 body = await ipc.read(reader)
                 if body is None:
@@ -221,8 +220,8 @@ class EngineClient:
                 self._handle(ipc.decode(body, ipc.from_engine))
         except ipc.BadFrame as error:
             log.warning("a peer of the engine socket was closed: %s", error)
-        except asyncio.TimeoutError:
-            pass
+        except (asyncio.TimeoutError, asyncio.CancelledError):
+            pass  # cancelled: the loop ends, and asyncio's streams would log a traceback for it
         finally:
             self._lost(writer)
             writer.close()
@@ -273,6 +272,7 @@ class EngineClient:
     def _lost(self, writer: asyncio.StreamWriter) -> None:
         if self._writer is not writer:
             return
+        writer.close()
         self._writer = None
         self.ready = None
         self.stats = ipc.Stats()
@@ -305,6 +305,7 @@ class Watch:
 
     def __init__(self, step_timeout_s: float) -> None:
         self.step_timeout_s = step_timeout_s
+        self.max_silence_s = min(SILENCE_STUCK_S, 2 * step_timeout_s)
         self.reset()
 
     def reset(self) -> None:
@@ -332,7 +333,7 @@ class Watch:
         """Time passed. Returns why the engine must be killed, when it must."""
         self.silent_s += elapsed_s
         self.stalled_s += elapsed_s if self.working else 0.0
-        if self.silent_s > SILENCE_STUCK_S:
+        if self.silent_s > self.max_silence_s:
             return f"nothing heard for {self.silent_s:.0f} s"
         if self.stalled_s > self.step_timeout_s:
             return f"a step has taken {self.stalled_s:.0f} s"

@@ -166,6 +166,7 @@ class EngineProcess:
             connection.send(ipc.Refused(request.id, type(error).__name__, str(error), error.param))
         except Exception:  # a request that the engine cannot even take harms itself alone
             log.exception("the engine failed on taking a request")
+            engine.abort(request.id)
             connection.send(ipc.Refused(request.id, ServerError.__name__, "the engine failed on taking this request"))
 
     def _abort(self, request_id: str, index: int | None, engine: EngineLike) -> None:

@@ -9,6 +9,7 @@ from quire.errors import ConfigError
 
 BACKLOG = 2048
 STALLED_CLIENT_S = 60
+SEND_BUFFER_BYTES = 128 * 2**10  # what may pile up in the kernel for a slow reader; its stream joins the rest
 TCP_LISTEN = "0A"  # state column of /proc/net/tcp
 
 
@@ -22,8 +23,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host!r} is no address of this machine: {error.strerror}") from None
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Connections inherit it: the kernel closes those whose client has not taken any data for this long.
+        # Connections inherit these options. The kernel closes those whose client has not taken any data for this long.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_CLIENT_S * 1000)
     try:
         sock.bind(address)
