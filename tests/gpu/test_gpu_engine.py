@@ -53,15 +53,23 @@ def test_repeated_runs_are_equal(small):
     assert all(run == runs[0] for run in runs)
 
 
-def test_batch_mates_hardly_matter(small, note):
+def test_where_batch_mates_matter_it_was_a_near_tie(small, note):
+    """Matrix products of other row counts round differently; two tokens may then swap only if they were as good as equal."""
     inputs, _ = mixed_requests(24)
+    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True, detokenize=False, logprobs=5)
     with engines.engine(small, enable_prefix_caching=False) as llm:
-        together = engines.greedy(llm, inputs, [32] * 24)
-        alone = [engines.greedy(llm, [prompt], [32])[0] for prompt in inputs]
-    share = same_share(together, alone)
-    note(f"greedy tokens equal alone and in a batch of 24 (random weights, bfloat16): {share:.1%}")
-    # Matrix products of other row counts round differently; near-ties of random weights then part. First tokens must not.
-    assert sum(a[0] == b[0] for a, b in zip(together, alone, strict=True)) >= 22
+        together = [o.outputs[0] for o in llm.generate(inputs, params, use_tqdm=False)]
+        alone = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0] for prompt in inputs]
+    gaps = []
+    for a, b in zip(together, alone, strict=True):
+        parted = next((i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=True)) if x != y), None)
+        if parted is not None:
+            at = a.logprobs[parted]
+            assert b.token_ids[parted] in at, "the other token is not even among the five best"
+            gaps.append(at[a.token_ids[parted]].logprob - at[b.token_ids[parted]].logprob)
+    note(f"greedy tokens equal alone and in a batch of 24 (random weights, bfloat16): {1 - len(gaps) / 24:.1%}")
+    note(f"where they part, the widest gap between the two tokens is {max(gaps, default=0):.4f} nats")
+    assert max(gaps, default=0) < 0.15
 
 
 def test_sampling_with_a_seed_is_repeatable(small):
@@ -85,8 +93,8 @@ def test_memory_plan_is_within_three_percent(shape, tmp_path, note):
     torch.cuda.reset_peak_memory_stats()
     with engines.engine(folder, max_model_len=16_384) as llm:
         plan = llm.llm_engine.engine.runner.plan
-        kv = llm.llm_engine.engine.runner.kv_cache.layers
-        assert sum(layer.nbytes for layer in kv) == plan.kv_bytes == plan.num_blocks * plan.block_bytes
+        kv_bytes = sum(layer.nbytes for layer in llm.llm_engine.engine.runner.kv_cache.layers)
+        assert kv_bytes == plan.kv_bytes == plan.num_blocks * plan.block_bytes
         engines.greedy(llm, engines.prompts([8192] * 4 + [300] * 252), [4] * 4 + [40] * 252)
         engines.greedy(llm, engines.prompts([40] * 1024, seed=1), [8] * 1024)
         measured = engines.used_bytes() - before
