@@ -1,13 +1,15 @@
 """`quire chat [MODEL]`: talk to a model in the terminal, in this process or on a server (--url)."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quire.cli import remote
 from quire.cli.args import Parser, parse
+from quire.cli.remote import Server
 from quire.config import EngineArgs, option
 from quire.core.params import RequestOutputKind
+from quire.errors import ClientError
 
 HELP = "chat with a model in the terminal"
 QUIT_WORDS = ("exit", "quit", ":q")
@@ -19,7 +21,7 @@ class ChatArgs:
 
     url: str | None = option(None, "talk to this server (such as http://127.0.0.1:8000/v1) and load nothing here")
     model_name: str | None = option(None, "model to ask on the server; default: the first it lists")
-    api_key: str | None = option(None, "the server's key; default: VLLM_API_KEY")
+    api_key: str | None = option(None, "the server's key; default: QUIRE_API_KEY or VLLM_API_KEY")
     system_prompt: str | None = option(None, "what the assistant is told first")
     quick: str | None = option(None, "ask this one question, print the answer and end", aliases=("-q",))
     max_tokens: int = option(512, "longest answer, in tokens")
@@ -50,7 +52,17 @@ def main(argv: Sequence[str]) -> int:
         if line in QUIT_WORDS:
             return 0
         if line:
-            _turn(speak, messages, line)
+            _try_turn(speak, messages, line)
+
+
+def _try_turn(speak: Speak, messages: list[dict[str, str]], text: str) -> None:
+    """A message that is refused (a conversation grown too long, say) is taken back; the conversation goes on."""
+    num_before = len(messages)
+    try:
+        _turn(speak, messages, text)
+    except ClientError as error:
+        del messages[num_before:]
+        print(f"quire chat: {error}", file=sys.stderr)
 
 
 def _turn(speak: Speak, messages: list[dict[str, str]], text: str) -> None:
@@ -80,14 +92,14 @@ def _local(engine: EngineArgs, args: ChatArgs) -> Speak:
 
 
 def _remote(args: ChatArgs) -> Speak:
-    base = (args.url or "").rstrip("/")
-    model = args.model_name or remote.first_model(base, args.api_key)
+    server = Server.at(args.url or "", args.api_key)
+    model = args.model_name or server.first_model()
 
     def speak(messages: list[dict[str, str]]) -> Iterator[str]:
         body: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": args.max_tokens}
         if args.temperature is not None:
             body["temperature"] = args.temperature
-        for event in remote.post(base + "/chat/completions", body, args.api_key):
+        for event in server.stream("/chat/completions", body):
             if event["choices"]:
                 yield event["choices"][0]["delta"].get("content") or ""
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quire.cli import remote
 from quire.cli.args import Parser, parse
+from quire.cli.remote import Server
 from quire.config import EngineArgs, option
 from quire.core.params import RequestOutputKind
 
@@ -19,7 +19,7 @@ class CompleteArgs:
 
     url: str | None = option(None, "use this server (such as http://127.0.0.1:8000/v1) and load nothing here")
     model_name: str | None = option(None, "model to ask on the server; default: the first it lists")
-    api_key: str | None = option(None, "the server's key; default: VLLM_API_KEY")
+    api_key: str | None = option(None, "the server's key; default: QUIRE_API_KEY or VLLM_API_KEY")
     quick: str | None = option(None, "continue this one text and end", aliases=("-q",))
     max_tokens: int = option(128, "longest continuation, in tokens")
     temperature: float | None = option(None, "default: the model's own")
@@ -51,16 +51,13 @@ def _local(engine: EngineArgs, args: CompleteArgs) -> Callable[[str], Iterator[s
 
 
 def _remote(args: CompleteArgs) -> Callable[[str], Iterator[str]]:
-    base = (args.url or "").rstrip("/")
-    body: dict[str, Any] = {
-        "model": args.model_name or remote.first_model(base, args.api_key),
-        "max_tokens": args.max_tokens,
-    }
+    server = Server.at(args.url or "", args.api_key)
+    body: dict[str, Any] = {"model": args.model_name or server.first_model(), "max_tokens": args.max_tokens}
     if args.temperature is not None:
         body["temperature"] = args.temperature
 
     def proceed(text: str) -> Iterator[str]:
-        for event in remote.post(base + "/completions", {**body, "prompt": text}, args.api_key):
+        for event in server.stream("/completions", {**body, "prompt": text}):
             if event["choices"]:
                 yield event["choices"][0]["text"]
 

@@ -6,6 +6,7 @@ import platform as host
 import sys
 from collections.abc import Sequence
 
+from quire import env
 from quire.cli.args import Parser
 from quire.version import __version__
 
@@ -21,9 +22,8 @@ PACKAGES = (
     "uvicorn",
     "msgspec",
 )
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-VARIABLE_PREFIXES = ("QUIRE_", "VLLM_USE_MODELSCOPE", "MODELSCOPE_")
-SECRET_WORDS = ("KEY", "TOKEN")
+# Read by torch and the CPU's thread pools, not by quire; the others are those of quire.env.
+MACHINE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,5 +57,5 @@ def _version(name: str) -> str:
 
 
 def _environment() -> list[str]:
-    names = [n for n in sorted(os.environ) if n in VARIABLES or n.startswith(VARIABLE_PREFIXES)]
-    return [f"{n}={'***' if any(w in n for w in SECRET_WORDS) else os.environ[n]}" for n in names]
+    machine = [f"{name}={os.environ[name]}" for name in MACHINE_VARIABLES if os.environ.get(name)]
+    return machine + env.describe()

@@ -1,5 +1,6 @@
 """`quire COMMAND ...`: each command is one module of this folder with HELP and main(argv) -> exit code."""
 
+import difflib
 import importlib
 import pkgutil
 import sys
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = words[0]
     if name not in commands():
-        print(f"quire: there is no command {name!r}; there are {', '.join(commands())}", file=sys.stderr)
+        near = difflib.get_close_matches(name, commands(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands())}"
+        print(f"quire: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
         code: int = importlib.import_module(f"quire.cli.{name}").main(words[1:])

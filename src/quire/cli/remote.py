@@ -1,49 +1,79 @@
 """A small client of OpenAI-compatible servers, for `quire chat --url` and `quire complete --url`. Standard library only."""
 
+import http.client
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from quire.errors import EngineUnavailable, InvalidRequest
+from quire import env
+from quire.errors import ConfigError, EngineUnavailable, InvalidRequest
 
-TIMEOUT_S = 600
-
-
-def post(url: str, body: dict[str, Any], api_key: str | None) -> Iterator[dict[str, Any]]:
-    """Posts `body` with stream true and yields each event; raises InvalidRequest or EngineUnavailable with the server's words."""
-    headers = {
-        "Content-Type": "application/json",
-        "Authorization": f"Bearer {api_key or os.environ.get('VLLM_API_KEY', 'EMPTY')}",
-    }
-    request = urllib.request.Request(url, json.dumps({**body, "stream": True}).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            for line in response:
-                text = line.decode("utf-8").strip()
-                if text.startswith("data: ") and text != "data: [DONE]":
-                    event = json.loads(text[len("data: ") :])
-                    if "error" in event:
-                        raise EngineUnavailable(event["error"]["message"])
-                    yield event
-    except urllib.error.HTTPError as error:
-        raise InvalidRequest(f"{url} answered {error.code}: {_message(error.read())}") from None
-    except urllib.error.URLError as error:
-        raise EngineUnavailable(f"no server answers at {url} ({error.reason}); start one with `quire serve`") from None
+STREAM_TIMEOUT_S = 600
+LOOKUP_TIMEOUT_S = 10
+EVENT_PREFIX = "data: "
 
 
-def first_model(base_url: str, api_key: str | None) -> str:
-    """Name of the first model that the server lists."""
-    headers = {"Authorization": f"Bearer {api_key or os.environ.get('VLLM_API_KEY', 'EMPTY')}"}
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(base_url + "/models", headers=headers), timeout=10
-        ) as response:
-            return str(json.load(response)["data"][0]["id"])
-    except (urllib.error.URLError, KeyError, IndexError, ValueError) as error:
-        raise EngineUnavailable(f"no server answers at {base_url} ({error}); start one with `quire serve`") from None
+@dataclass(frozen=True)
+class Server:
+    """A server's address, ending in /v1, and the key to send."""
+
+    base_url: str
+    api_key: str
+
+    @classmethod
+    def at(cls, url: str, api_key: str | None) -> "Server":
+        """An address as people type it: without /v1, or with a slash at its end. Raises ConfigError for anything else."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--url is {url!r}; an address such as http://127.0.0.1:8000/v1 is needed")
+        return cls(url.rstrip("/") + ("" if parts.path.strip("/") else "/v1"), api_key or env.api_key() or "EMPTY")
+
+    def first_model(self) -> str:
+        """Name of the first model that the server lists. Raises as `stream`."""
+        with self._open("/models", None, LOOKUP_TIMEOUT_S) as response:
+            try:
+                return str(json.load(response)["data"][0]["id"])
+            except (ValueError, KeyError, IndexError, TypeError):
+                raise EngineUnavailable(
+                    f"what answers at {self.base_url} does not list models as OpenAI's API does"
+                ) from None
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Posts `body` with stream true and yields each event.
+
+        Raises InvalidRequest when the server refuses it, EngineUnavailable when there is no (whole) answer, with the server's words.
+        """
+        with self._open(path, json.dumps({**body, "stream": True}).encode(), STREAM_TIMEOUT_S) as response:
+            try:
+                yield from _events(response)
+            except (OSError, http.client.HTTPException) as error:
+                raise EngineUnavailable(f"the answer from {self.base_url} broke off: {error}") from None
+
+    def _open(self, path: str, data: bytes | None, timeout_s: float) -> Any:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"}
+        url = self.base_url + path
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise InvalidRequest(f"{url} answered {error.code}: {_message(error.read())}") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise EngineUnavailable(f"no server answers at {url} ({reason}); start one with `quire serve`") from None
+
+
+def _events(lines: Any) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        text = line.decode("utf-8").strip()
+        if text.startswith(EVENT_PREFIX) and text != "data: [DONE]":
+            event = json.loads(text[len(EVENT_PREFIX) :])
+            if "error" in event:
+                raise EngineUnavailable(event["error"]["message"])
+            yield event
 
 
 def _message(body: bytes) -> str:
