@@ -20,7 +20,7 @@ MAKERS: tuple[tuple[Maker, float], ...] = (
     (ask_places.food_or_sight, 0.05),
     (ask_places.continent, 0.03),
     (ask_places.about, 0.06),
-    (ask_skills.arithmetic, 0.30),
+    (ask_skills.arithmetic, 0.34),
     (ask_skills.counting, 0.05),
     (ask_skills.translate, 0.07),
     (ask_skills.opposite, 0.02),
