@@ -25,6 +25,7 @@ from quire.engine.ipc import Outputs, Ready
 from quire.engine.lifeline import Control, die_with_parent
 from quire.errors import EngineUnavailable, SetupError
 from quire.hub import resolve_model
+from quire.llm import say_if_bundled
 from quire.log import configure as configure_logging
 from quire.server import listen
 from quire.server.app import build_app
@@ -93,6 +94,7 @@ class ApiProcess:
     async def _find_model(self) -> None:
         """Downloads the model if need be, and tells the engine what to load."""
         args = self._engine_args
+        say_if_bundled(args.model)
         try:
             folder = await asyncio.to_thread(
                 resolve_model, args.model or BUILTIN_MODEL, revision=args.revision, download_dir=args.download_dir,
@@ -110,6 +112,7 @@ class ApiProcess:
         if self._serving.ready is None:
             self._spawn(self._load_frontend(ready))
         else:
+            self._control.send(op="ready")
             self._serving.metrics.engine_deaths.inc()
             log.info("a new engine serves; requests go on where they were")
 

@@ -31,7 +31,7 @@ log = logging.getLogger("quire.supervisor")
 DEATHS_WINDOW_S = 600.0
 GRACE_S = 5.0  # beyond the drain time, for answers under way
 GIVE_UP_S = 2.0  # for telling clients that no engine will come
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # after so many starts in a row that came to nothing
 API_COMMAND = (sys.executable, "-m", "quire.server.process")
 ENGINE_COMMAND = (sys.executable, "-m", "quire.engine.process")
 
@@ -60,6 +60,7 @@ class Supervisor:
         self._restart_at: dict[str, float] = {}
         self._deaths: collections.deque[float] = collections.deque()
         self._was_ready = False
+        self._num_failed_starts = 0  # deaths since an engine was ready
         self._draining_until: float | None = None
         self._exit_code: int | None = None
         self._selector = selectors.DefaultSelector()
@@ -147,6 +148,7 @@ class Supervisor:
         for message in messages:
             if message["op"] == "ready":
                 self._was_ready = True
+                self._num_failed_starts = 0
             elif message["op"] == "fault":
                 child.fault = message["message"]
             elif message["op"] == "stuck":
@@ -197,7 +199,8 @@ class Supervisor:
             )
             self._give_up()
             return
-        pause_s = BACK_OFF_S[min(len(self._deaths), len(BACK_OFF_S)) - 1]
+        pause_s = BACK_OFF_S[min(self._num_failed_starts, len(BACK_OFF_S) - 1)]
+        self._num_failed_starts += 1
         log.error("the %s process ended (%s); a new one starts in %.1f s", child.name, why, pause_s)
         self._restart_at[child.name] = now + pause_s
 
