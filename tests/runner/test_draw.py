@@ -61,13 +61,20 @@ def test_filters_equal_transformers(logits: torch.Tensor, values: dict[str, floa
 
 
 @pytest.mark.parametrize(
-    "values", [{"top_p": 0.9}, {"top_k": 30}, {"top_k": 30, "top_p": 0.95}, {"top_k": 2, "top_p": 0.9}]
+    "values",
+    [
+        {"top_p": 0.9},
+        {"top_k": 30},
+        {"top_k": 30, "top_p": 0.95},
+        {"top_k": 2, "top_p": 0.9},
+        {"min_p": 0.7, "top_p": 0.9},
+    ],
 )
 def test_the_threshold_is_found_beyond_the_head_too(
     logits: torch.Tensor, values: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = frequencies(logits * 0.1, **values)
-    monkeypatch.setattr(drawing, "HEAD", 4)
+    monkeypatch.setattr(drawing, "HEADS", (2, 5))
     assert torch.equal(frequencies(logits * 0.1, **values), expected)
 
 

@@ -1,7 +1,8 @@
 """Draws a token from each row of logits, exactly the same on any device and beside any other rows.
 
-Probabilities become integers (fixed point, the row's most likely token = ONE). Sums of integers do not depend on the order they are
-taken in, so nothing after the exponential can round differently. A token draws by inverse CDF from one uniform number a row.
+Probabilities become whole numbers, kept in float64 and small enough that every sum of them is exact: sums then do not depend on the
+order they are taken in, and nothing after the exponential can round differently. A token is drawn by inverse CDF from one uniform
+number a row.
 """
 
 from dataclasses import dataclass
@@ -9,15 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ONE = (
-    2**40
-)  # a vocabulary of 2^22 such weights still sums below 2^63; less likely tokens than 2^-41 of the first are never drawn
-HEAD = 1024  # top-p is looked for among this many most likely tokens before the whole row is sorted
+EXACT_BITS = 52  # whole numbers below 2^53 are exact in float64
+# top_k and top_p are looked for among so many of the most likely tokens before the whole row is sorted.
+HEADS = (256, 4096)
 
 
 @dataclass(frozen=True)
 class Controls:
-    """How to draw; each [n] float64 on the logits' device.
+    """How to draw; each but `filtered` [n] float64 on the logits' device.
 
     filtered     on the host: whether any row has top_k, top_p or min_p
     temperature  > 0
@@ -33,52 +33,77 @@ class Controls:
     uniform: Tensor
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What decides the threshold of n rows besides their largest weights; each but `size` [n].
+
+    size        weights in a row
+    total       their sum
+    min_weight  least weight that min_p keeps
+    """
+
+    size: int
+    total: Tensor
+    min_weight: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
+
 def draw(logits: Tensor, controls: Controls) -> Tensor:
     """Token ids [n] int64 drawn from softmax(logits / temperature) [n, V] fp32, after min_p, top_k and top_p in that order.
 
-    Each row holds a finite value; -inf forbids a token. Tokens as likely as the last one that top_k or top_p keeps are kept too.
-    Workspace: 32 bytes a logit.
+    -inf forbids a token; a row without a finite value, or with NaN, gets a meaningless id and disturbs no other. Tokens as likely as
+    the last one that top_k or top_p keeps are kept too. Tokens less likely than 2^-53 · V of the first are never drawn.
+    Workspace: 28 bytes a logit.
     """
     scaled = logits / controls.temperature.float().unsqueeze(1)
-    peak = scaled.amax(-1, keepdim=True)
-    weights = (scaled - peak).double().exp_().mul_(ONE).round_().long()
+    scaled -= scaled.amax(-1, keepdim=True)
+    one = 2.0 ** (EXACT_BITS - logits.shape[1].bit_length())  # weight of the most likely token
+    weights = scaled.double().exp_().mul_(one).round_()
     if controls.filtered:
-        keep_from = _min_p_threshold(controls)
-        keep_from = torch.maximum(
-            keep_from, _top_threshold(weights.where(weights >= keep_from.unsqueeze(1), 0), controls)
-        )
-        weights = weights.where(weights >= keep_from.unsqueeze(1), 0)
-    cumulative = weights.cumsum(-1)
+        weights.masked_fill_(weights < _threshold(weights, controls, one).unsqueeze(1), 0)
+    cumulative = weights.cumsum_(-1)
     total = cumulative[:, -1]
-    target = torch.minimum((controls.uniform * total).long(), total - 1)
+    target = torch.minimum((controls.uniform * total).floor(), total - 1)
     return torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
 
 
-def _min_p_threshold(controls: Controls) -> Tensor:
-    return (controls.min_p * ONE).ceil().long()
+def _threshold(weights: Tensor, controls: Controls, one: float) -> Tensor:
+    """Least weight that min_p, top_k and top_p keep, a row [n].
 
-
-def _top_threshold(weights: Tensor, controls: Controls) -> Tensor:
-    """Least weight that top_k and top_p keep, a row [n] int64."""
+    Only the largest weights are sorted, and more of them for the rows where those do not tell; the answer is the same either way.
+    """
     size = weights.shape[1]
+    threshold = (controls.min_p * one).ceil()
     top_k = torch.where(controls.top_k == 0, size, controls.top_k.clamp(max=size)).long()
-    head = weights.topk(min(HEAD, size)).values
-    threshold, found = _threshold_in(head, weights, top_k, controls.top_p)
-    missed = ~found
-    if head.shape[1] < size and bool(missed.any()):
-        whole = weights[missed].sort(dim=-1, descending=True).values
-        threshold[missed] = _threshold_in(whole, weights[missed], top_k[missed], controls.top_p[missed])[0]
+    pending = ((top_k < size) | (controls.top_p < 1.0)).nonzero().squeeze(1)
+    for length in (*HEADS, size):
+        if len(pending):
+            part = weights if len(pending) == len(weights) else weights[pending]
+            rows = Rows(size, part.sum(-1), threshold[pending], top_k[pending], controls.top_p[pending])
+            found, told = _threshold_in(part.topk(min(length, size)).values, rows)
+            threshold[pending[told]] = found[told]
+            pending = pending[~told]
     return threshold
 
 
-def _threshold_in(head: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The threshold if it lies among `head` [n, h], the largest weights in falling order, and whether it does."""
-    length, size = head.shape[1], weights.shape[1]
-    kth = head.gather(1, (top_k.clamp(max=length) - 1).unsqueeze(1)).squeeze(1)
-    by_k = kth.where(top_k < size, 0)
-    mass = weights.where(weights >= by_k.unsqueeze(1), 0).sum(-1)
-    needed = torch.minimum((top_p * mass).ceil().long(), mass)
-    first = torch.searchsorted(head.cumsum(-1), needed.unsqueeze(1)).squeeze(1)
-    by_p = head.gather(1, first.clamp(max=length - 1).unsqueeze(1)).squeeze(1).where(top_p < 1.0, 0)
-    found = ((top_k <= length) | (top_k >= size)) & ((first < length) | (top_p >= 1.0))
-    return torch.maximum(by_k, by_p), found
+def _threshold_in(head: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The threshold [n], and whether `head` [n, h], the largest weights in falling order, is enough of the row to tell."""
+    length = head.shape[1]
+    cumulative = head.cumsum(-1)
+    kth = _at(head, rows.top_k.clamp(max=length) - 1).where(rows.top_k < rows.size, 0)
+    least = torch.maximum(kth, rows.min_weight)
+    kept = (head >= least.unsqueeze(1)).sum(-1)
+    mass = _at(cumulative, (kept - 1).clamp(min=0)).where(least > 0, rows.total)
+    needed = torch.minimum((rows.top_p * mass).ceil(), mass)
+    last = torch.searchsorted(cumulative, needed.unsqueeze(1)).squeeze(1)
+    by_p = _at(head, last.clamp(max=length - 1))  # clamps: rows of NaN hold garbage, and must not stop the others
+    enough_for_k = (rows.top_k <= length) | (rows.top_k >= rows.size)
+    enough_for_p = (last < length) & ((kept < length) | (least == 0) | (length == rows.size))
+    threshold = torch.maximum(least, by_p.where(rows.top_p < 1.0, 0))
+    return threshold, enough_for_k & (enough_for_p | (rows.top_p >= 1.0))
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values[i, index[i]] of each row i."""
+    return values.gather(1, index.unsqueeze(1)).squeeze(1)

@@ -38,11 +38,13 @@ def gather_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobT
 
 def _most_likely(values: Tensor, count: int) -> Tensor:
     """Ids [n, count] int64 of the largest values [n, V] fp32; one integer key holds value and id, so no two are equal."""
+    if count == 0:
+        return torch.empty(len(values), 0, dtype=torch.int64, device=values.device)
     bits = values.view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers, in the order of the floats
     size = values.shape[1]
-    keys = (ordered.long() << 32) + (LOW_WORD - torch.arange(size, device=values.device))
-    return LOW_WORD - (keys.topk(min(count, size)).values & LOW_WORD)
+    keys = ordered.long().mul_(2**32).sub_(torch.arange(size, device=values.device))
+    return keys.topk(min(count, size)).values.neg_() & LOW_WORD
 
 
 def to_entries(token_ids: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> list[TokenLogprobs]:

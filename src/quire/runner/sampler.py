@@ -86,7 +86,7 @@ class Sampler:
 
     def _choose(self, raw: Tensor, rows: Rows) -> Tensor:
         """Token ids [n] int64, negative where the row has none."""
-        low, high = raw.aminmax(dim=-1)
+        finite = raw.sum(-1).isfinite()  # NaN and infinities survive a sum
         logits = self._processed(raw, rows)
         ids = logits.argmax(-1)
         random = np.flatnonzero(self.sampling.temperature[rows] > 0)
@@ -97,7 +97,7 @@ class Sampler:
             ids[index] = self._draw(logits[index], rows[random])
         if logits is not raw:
             ids = ids.masked_fill(logits.amax(-1) == float("-inf"), ALL_FORBIDDEN)
-        return ids.masked_fill(~(low.isfinite() & high.isfinite()), NOT_FINITE)
+        return ids.masked_fill(~finite, NOT_FINITE)
 
     def _processed(self, raw: Tensor, rows: Rows) -> Tensor:
         """Logits after the edits and penalties; `raw` itself when no row has any."""
