@@ -1,6 +1,7 @@
 """The HTTP contract, with the engine of fake_engine.py: shapes, errors, limits, keys, disconnects."""
 
 import asyncio
+import contextlib
 import json
 import math
 import socket
@@ -8,8 +9,14 @@ import time
 
 import httpx
 import pytest
+import uvicorn
 from fake_engine import CONFIG, token_at
-from servers import Server, fake_model
+from servers import Server, fake_model, free_port
+from starlette.responses import Response
+
+from quire.server import protocol
+from quire.server.gate import Gate
+from quire.server.metrics import Metrics
 
 MAX_LEN = CONFIG.max_model_len
 CHAT = "/v1/chat/completions"
@@ -432,6 +439,97 @@ def test_no_web_page_of_a_stranger_may_read_answers_unless_told_so(tmp_path, htt
         for origin, allowed in (("https://good.example", True), ("https://evil.example", False)):
             response = httpx.options(server.url + CHAT, headers={**asked, "Origin": origin})
             assert (response.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+def test_heads_that_are_too_large(server):
+    for head in (b"X: " + b"a" * 2**20 + b"\r\n", b"".join(b"X%d: a\r\n" % i for i in range(200)), b"a" * 2**17):
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.settimeout(10)
+            with contextlib.suppress(OSError):  # it may hang up while we still send
+                sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+                assert b" 431 " in sock.recv(4096)
+
+
+def test_heads_that_do_not_come(tmp_path, monkeypatch):
+    async def main() -> list[bytes]:
+        monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        config = uvicorn.Config(app, http=protocol.BoundedProtocol, lifespan="off", log_config=None, port=free_port())
+        running = uvicorn.Server(config)
+        task = asyncio.ensure_future(running.serve())
+        while not running.started:
+            await asyncio.sleep(0.01)
+        answers = []
+        for first in (b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTT"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", config.port)
+            writer.write(first)
+            answers.append(await asyncio.wait_for(reader.read(), 5))
+            writer.close()
+        running.should_exit = True
+        await task
+        return answers
+
+    nothing, half, second = asyncio.run(main())
+    assert b" 408 " in nothing and b" 408 " in half
+    assert second.startswith(b"HTTP/1.1 200") and b" 408 " in second
+
+
+def test_requests_at_once_have_a_limit():
+    class Idle:
+        api_keys, draining, num_active = [], False, 0
+        metrics = Metrics("m")
+
+    async def main() -> list[int]:
+        release = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await release.wait()
+            await Response(b"ok")(scope, receive, send)
+
+        transport = httpx.ASGITransport(Gate(app, Idle(), max_active=2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            waiting = [asyncio.ensure_future(client.get("/v1/models")) for _ in range(2)]
+            await asyncio.sleep(0.01)
+            refused = await client.get("/v1/models")
+            assert refused.headers["retry-after"]
+            release.set()
+            return [refused.status_code, *[(await task).status_code for task in waiting]]
+
+    assert asyncio.run(main()) == [503, 200, 200]
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing():
+    class Idle:
+        api_keys, draining, num_active = [], False, 0
+        metrics = Metrics("m")
+
+    async def app(scope, receive, send):
+        raise RuntimeError("secret detail")
+
+    async def main() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(Gate(app, Idle(), 9)), base_url="http://x"
+        ) as client:
+            return await client.get("/v1/models")
+
+    response = asyncio.run(main())
+    assert error(response, 500)["code"] == "internal_error" and "secret" not in response.text
+
+
+def test_odd_paths_and_methods_make_no_new_series(http):
+    for i in range(3):
+        http.get(f"/odd/{i}")
+        http.request(f"ODD{i}", "/v1/models")
+    names = {line.partition(" ")[0] for line in http.get("/metrics").text.splitlines()}
+    for i in range(3, 50):
+        http.get(f"/odd/{i}")
+        http.request(f"ODD{i}", "/v1/models")
+    after = {line.partition(" ")[0] for line in http.get("/metrics").text.splitlines()}
+    assert after == names and 'http_requests_total{handler="none",method="GET",status="4xx"}' in names
 
 
 def test_waiting_requests_beyond_the_limit_are_told_to_come_back(tmp_path):

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 from servers import Server
-from tiny_checkpoints import tiny_qwen2
+from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
@@ -215,6 +215,24 @@ def test_metrics_count_what_was_asked(client, server):
     assert server.metric("generation_tokens_total") == before + 9
     assert server.metric("iteration_tokens_total_sum") > 0
     assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_torch_is_in_the_engine_process_alone(server):
+    def maps(pid):
+        with open(f"/proc/{pid}/maps") as file:
+            return file.read()
+
+    assert "libtorch" in maps(server.engine_pid())
+    assert "libtorch" not in maps(server.pid("quire.server.process"))
+    assert "libtorch" not in maps(server.process.pid)
+
+
+def test_a_request_with_no_token_left_to_choose_is_the_clients_fault(client):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(
+            model="m", prompt="a", max_tokens=4, extra_body={"allowed_token_ids": [VOCAB_SIZE - 4], "min_tokens": 2}
+        )
+    assert error.value.param == "allowed_token_ids"
 
 
 def test_nothing_went_wrong_unseen(server):

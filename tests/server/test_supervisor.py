@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from fake_engine import CRASH_AT, VOCAB, token_at
+from fake_engine import CRASH_AT, SLEEP, VOCAB, token_at
 from servers import Server, fake_model, free_port
 
 from quire.config import EngineArgs
@@ -128,6 +128,17 @@ def test_a_poisonous_request_fails_alone_and_is_not_tried_again_by_the_sdk(serve
     again = httpx.post(server.url + "/v1/completions", json=poison, timeout=60)
     assert again.json()["error"]["code"] == "request_poisoned"
     assert server.metric("engine_deaths_total") == deaths
+
+
+def test_a_request_that_hangs_the_engine_fails_alone(tmp_path, model):
+    with Server(tmp_path / "log", model, fake=True, engine_step_timeout=1.5) as server:
+        hanging = {"prompt": [7, SLEEP], "max_tokens": 20, "seed": 5}
+        response = httpx.post(server.url + "/v1/completions", json=hanging, timeout=60)
+        assert response.json()["error"]["code"] == "request_poisoned"
+        server.wait_ready()
+        response = httpx.post(server.url + "/v1/completions", json=body("a", 4), timeout=30)
+        assert response.json()["choices"][0]["token_ids"] == expected("a", 4)
+        assert server.text().count("a step has taken") == 2
 
 
 def test_engines_that_die_too_often_end_the_server(tmp_path, model):

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from quire.core.batch import TokenLogprobs
 
+# Errors of a sequence whose kind matters to the caller.
+NOT_FINITE_ERROR = "the logits of this request became NaN or infinite"
+NO_TOKEN_ALLOWED_ERROR = "allowed_token_ids, bad_words and min_tokens together leave no token to choose"
+
 
 @dataclass(frozen=True)
 class EngineOutput:

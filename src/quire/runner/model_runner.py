@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quire.config import EngineConfig
 from quire.core.batch import Batch, SequenceResult, StepResult
+from quire.core.outputs import NO_TOKEN_ALLOWED_ERROR, NOT_FINITE_ERROR
 from quire.hf_config import HfConfig
 from quire.layers.build import Build
 from quire.layers.decoder import DecoderConfig
@@ -37,8 +38,8 @@ logger = logging.getLogger(__name__)
 NO_TOKEN = -3  # this sequence does not sample in this step
 NOTHING_SAMPLED = Sampled([], [], [])
 ERRORS = {
-    NOT_FINITE: "the logits of this request became NaN or infinite",
-    ALL_FORBIDDEN: "allowed_token_ids, bad_words and min_tokens together leave no token to choose",
+    NOT_FINITE: NOT_FINITE_ERROR,
+    ALL_FORBIDDEN: NO_TOKEN_ALLOWED_ERROR,
 }
 
 

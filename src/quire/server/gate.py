@@ -52,6 +52,7 @@ class Gate:
             await reply.fail(InternalError("the server failed on this request"), scope, receive)
         finally:
             self._serving.num_active -= 1
+            self._serving.metrics.http(scope["path"], scope["method"], reply.status)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         if not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
@@ -71,22 +72,25 @@ class Gate:
 
 
 class _Reply:
-    """The send function with the request id in the response's headers, which also knows whether the response has begun."""
+    """The send function with the request id in the response's headers, which also knows what has begun.
+
+    status  of the response; 499 while there is none
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id
-        self._begun = False
+        self.status = 499
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
+            self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
 
     async def fail(self, error: QuireError, scope: Scope, receive: Receive, closing: bool = False) -> None:
         """Answers with an error, unless an answer has begun already: then the connection is broken off."""
-        if self._begun:
+        if self.status != 499:
             raise error
         response = error_response(error)
         if closing:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quire.core.outputs import EngineOutput
+from quire.core.outputs import NO_TOKEN_ALLOWED_ERROR, NOT_FINITE_ERROR, EngineOutput
 from quire.core.params import SamplingParams
 from quire.engine.client import Stream
 from quire.engine.stream import RequestStream
-from quire.errors import NumericalError
+from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
 from quire.server.serving import Serving
 
@@ -43,6 +43,8 @@ class Generation:
         self.runs = [Run(number, stream) for number, stream in enumerate(streams)]
         self._by_id = {run.stream.request.id: run for run in self.runs}
         self._metrics = serving.metrics
+        self._failed = False
+        self._closed = False
         self._stream: Stream = serving.client.submit([stream.request for stream in streams])
 
     @property
@@ -66,11 +68,17 @@ class Generation:
 
     def close(self) -> None:
         """Gives up what has not ended. Harmless when all has."""
+        if self._closed:
+            return
+        self._closed = True
         self._stream.close()
+        for run in self.runs:
+            self._metrics.given_up("error" if self._failed else "abort", len(run.num_tokens) - len(run.reasons))
 
     def _take(self, run: Run, output: EngineOutput) -> RequestOutput | None:
         if output.finish_reason == "error":
-            raise NumericalError(output.error or "the model failed on this request")
+            self._failed = True
+            raise error_of(output)
         result = run.stream.push(output)
         run.num_tokens[output.index] += len(output.token_ids)
         self._observe(run, output)
@@ -99,6 +107,13 @@ class Generation:
             times = self._stream.times[request.id]
             reasons = list(run.reasons.values())
             self._metrics.finished(request, times, run.first_s, time.monotonic(), run.num_tokens, reasons)
+
+
+def error_of(output: EngineOutput) -> QuireError:
+    """The error of a sequence that failed alone."""
+    if output.error == NO_TOKEN_ALLOWED_ERROR:
+        return InvalidRequest(output.error, "allowed_token_ids")
+    return (NumericalError if output.error == NOT_FINITE_ERROR else ServerError)(output.error or "the model failed")
 
 
 async def start(serving: Serving, prompts: Sequence[Any], params: SamplingParams, **options: Any) -> Generation:

@@ -9,6 +9,8 @@ from quire.engine.ipc import Ready, Stats
 
 PREFIX = "vllm:"
 LABELS = ("model_name", "engine")
+HANDLERS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/version", "/load")
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 FINISH_REASONS = ("stop", "length", "abort", "error")
 TTFT_BUCKETS_S = (
     0.001,
@@ -74,7 +76,7 @@ class Metrics:
         self._engine_counts = Stats()
         self._make_engine_series()
         self._make_request_series()
-        self.http_requests = Counter(
+        self._http_requests = Counter(
             "http_requests", "HTTP requests", ("handler", "method", "status"), registry=self.registry
         )
 
@@ -92,6 +94,11 @@ class Metrics:
             before, now = getattr(self._engine_counts, name), getattr(stats, name)
             counter.inc(now - before if now >= before else now)
         self._engine_counts = stats
+
+    def http(self, path: str, method: str, status: int) -> None:
+        """An HTTP request was answered. Paths and methods that do not exist share one label each: clients cannot make series."""
+        handler = path if path in HANDLERS else "none"
+        self._http_requests.labels(handler, method if method in METHODS else "OTHER", f"{status // 100}xx").inc()
 
     def engine_up(self, ready: Ready) -> None:
         """Notes what the engine's cache is like."""
@@ -144,6 +151,10 @@ class Metrics:
         if max(num_tokens) > 1:
             self._per_output_token.observe((now - first_s) / (max(num_tokens) - 1))
         self._observe_lengths(request, num_tokens)
+
+    def given_up(self, reason: str, num_sequences: int) -> None:
+        """Sequences that did not come to their end: their client left, or they failed."""
+        self._success[reason].inc(num_sequences)
 
     def _observe_lengths(self, request: Request, num_tokens: list[int]) -> None:
         self._lengths["request_prompt_tokens"].observe(len(request.prompt_token_ids))

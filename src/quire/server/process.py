@@ -30,6 +30,7 @@ from quire.log import configure as configure_logging
 from quire.server import listen
 from quire.server.app import build_app
 from quire.server.options import ServerArgs
+from quire.server.protocol import BoundedProtocol
 from quire.server.serving import Serving
 from quire.version import __version__
 
@@ -84,6 +85,7 @@ class ApiProcess:
             log_level=self._args.uvicorn_log_level,
             access_log=not self._args.disable_uvicorn_access_log,
             lifespan="off",
+            http=BoundedProtocol,
             ws="none",
             loop="none",
             backlog=listen.BACKLOG,

@@ -47,7 +47,7 @@ async def read_request(http: Request, kind: type[R], prefix: str) -> tuple[R, Ca
     serving: Serving = http.app.state.serving
     body = await read_object(http)
     request = parse(kind, body)
-    unknown = check_unhonoured(request.model_extra or {})
+    unknown = check_unhonoured(request.model_extra or {}) + request.unknown_stream_options
     call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model))
     if unknown:
         serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])

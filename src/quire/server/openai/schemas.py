@@ -75,6 +75,12 @@ class GenerateRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    def unknown_stream_options(self) -> list[str]:
+        """Names in stream_options that nobody knows. include_obfuscation is OpenAI's padding, of which there is none here."""
+        extra = (self.stream_options.model_extra if self.stream_options else None) or {}
+        return [f"stream_options.{name}" for name in extra if name != "include_obfuscation"]
+
+    @property
     def continuous_usage(self) -> bool:
         """Every chunk of the stream carries usage."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
