@@ -117,7 +117,13 @@ def test_attention_chunks_batches_blocks(
 def test_attention_threads(dtype: torch.dtype, two_threads: None) -> None:
     """Few long sequences are split over threads by their keys; the bits stay those of one thread."""
     sequences = Sequences([2300, 600], 4, 1, 64, dtype)
-    batches = ([(0, 2299, 2300)], [(0, 2290, 2300), (1, 599, 600)], [(1, 400, 600), (0, 1100, 1101)], [(0, 2000, 2300)])
+    batches = (
+        [(0, 2299, 2300)],
+        [(0, 512, 513), (0, 1024, 1025)],
+        [(0, 2290, 2300), (1, 599, 600)],
+        [(1, 400, 600), (0, 1100, 1101)],
+        [(0, 2000, 2300)],
+    )
     for window in (0, 700):
         for pieces in batches:
             _native.set_num_threads(1)
