@@ -50,6 +50,20 @@ def test_a_preempted_sequence_comes_back_with_other_blocks(table: SequenceTable)
     assert table.num_tokens[row] == 4
 
 
+def test_a_sequence_that_does_not_fit_takes_no_row(table: SequenceTable) -> None:
+    for bad in (new(12, [1] * 50, []), new(12, [2**40], []), new(12, [1], list(range(9)))):
+        with pytest.raises((ValueError, OverflowError)):
+            table.update(Batch([], [bad], removed=[10]))
+        table.update(Batch([], [new(10, [1], [1])], removed=[12]))
+    assert len(table) == 2
+
+
+def test_a_sequence_may_end_one_token_past_the_length(table: SequenceTable) -> None:
+    table.update(Batch([], [new(12, [7] * 40, [])], removed=[10]))
+    table.append(table.rows([12]), np.array([9]))
+    assert table.num_tokens[table.row(12)] == 41
+
+
 def test_removing_an_unknown_sequence_is_nothing(table: SequenceTable) -> None:
     table.update(Batch([], removed=[999]))
     assert len(table) == 2

@@ -105,7 +105,7 @@ class Decoder(nn.Module):
         super().__init__()
         if build.max_model_len > c.max_position:
             raise UnsupportedModel(
-                f"max_model_len {build.max_model_len} is more than the {c.max_position} positions that this OPT model has learned"
+                f"this OPT model has learned {c.max_position} positions: --max-model-len {build.max_model_len} is too long"
             )
         narrow = c.embedding_size != c.hidden_size
         self.embed_tokens = Embedding(build, c.vocab_size, c.embedding_size)

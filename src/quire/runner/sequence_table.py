@@ -13,7 +13,7 @@ Rows = NDArray[np.int64]
 class SequenceTable:
     """Rows of R sequences at most.
 
-    token_ids     [R, max_model_len] int32: prompt, then generated tokens
+    token_ids     [R, max_model_len + 1] int32: prompt, then generated tokens, the last of which is never computed
     num_tokens    [R] tokens known; num_prompt [R] of them are prompt; num_computed [R] have keys and values in the cache
     block_tables  [R, M] int32: block ids in logical order, zeros after them; num_blocks [R]
     entries       row -> the NewSequence it was made from (params and other things that are not arrays)
@@ -23,7 +23,7 @@ class SequenceTable:
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
         self.block_size = block_size
         max_blocks = -(-max_model_len // block_size)
-        self.token_ids = np.zeros((max_num_seqs, max_model_len), dtype=np.int32)
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
         self.block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
         self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_prompt = np.zeros(max_num_seqs, dtype=np.int64)
@@ -63,8 +63,7 @@ class SequenceTable:
     def _add(self, sequence: NewSequence) -> None:
         if sequence.seq_id in self._row_of or not self._free:
             raise RuntimeError(f"sequence {sequence.seq_id} is there already, or all {len(self)} rows are taken")
-        row = self._free.pop()
-        count = len(sequence.token_ids)
+        row, count = self._free[-1], len(sequence.token_ids)
         self.token_ids[row, :count] = sequence.token_ids
         self.num_tokens[row] = count
         self.num_prompt[row] = sequence.num_prompt_tokens
@@ -73,6 +72,7 @@ class SequenceTable:
         self._append_blocks(row, sequence.block_ids)
         self.entries[row] = sequence
         self._row_of[sequence.seq_id] = row
+        self._free.pop()  # last: a sequence that does not fit raised above, and its row stays free
 
     def _append_blocks(self, row: int, block_ids: list[int]) -> None:
         first = self.num_blocks[row]
