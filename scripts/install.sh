@@ -4,31 +4,51 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 extra=${2:-}
+CPU_TORCH=2.13.0+cpu
+CPU_INDEX=https://download.pytorch.org/whl/cpu
 
-if [[ $python == .venv/bin/python && ! -x $python ]]; then
+make_environment() {
+  local candidate base=
   for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
-    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       base=$candidate
       break
     fi
   done
-  [[ -n ${base:-} ]] || { echo "quire needs Python 3.10 to 3.13; none was found. Install one, or activate an environment that has it." >&2; exit 2; }
+  if [[ -z $base ]]; then
+    echo "quire needs Python 3.10 to 3.13; none was found. Install one, or activate an environment that has it." >&2
+    exit 2
+  fi
   echo "Making a virtual environment in .venv with $base"
-  "$base" -m venv .venv
-fi
+  if ! "$base" -m venv .venv; then
+    rm -rf .venv # a broken one would be taken for a good one next time
+    echo "$base cannot make virtual environments; install its venv module (Debian and Ubuntu: apt install python3-venv)" >&2
+    exit 2
+  fi
+}
 
-stamp=$("$python" -c 'import sys; print(sys.prefix)')/.quire-installed${extra:+-$extra}
-sources=(pyproject.toml setup.py csrc scripts/install.sh)
-if [[ -f $stamp && -z $(find "${sources[@]}" -newer "$stamp" -print -quit 2>/dev/null) && $(cat "$stamp") == "$PWD" ]]; then
-  exit 0
-fi
-# Without an NVIDIA GPU a plain `pip install torch` would bring several GB of CUDA libraries; a release that pip also knows as a
-# CPU build is named first, so that the CPU build is taken where the index has one.
-if ! "$python" -c 'import torch' 2>/dev/null && ! command -v nvidia-smi >/dev/null; then
+up_to_date() { # STAMP
+  [[ -f $1 && $(cat "$1") == "$PWD" && -z $(find pyproject.toml setup.py csrc scripts/install.sh -newer "$1" -print -quit) ]]
+}
+
+# Without an NVIDIA GPU a plain `pip install torch` on Linux brings several GB of CUDA libraries. A CPU build is looked for where pip is
+# set up to look, then where PyTorch publishes them; where neither has one, whatever pip finds will do.
+install_cpu_torch() {
   echo "No NVIDIA GPU found: installing PyTorch for the CPU"
-  "$python" -m pip install --quiet "torch==${QUIRE_CPU_TORCH:-2.13.0}" ||
-    echo "That release is not available here; the newest one will be installed" >&2
+  "$python" -m pip install --quiet "torch==$CPU_TORCH" 2>/dev/null ||
+    "$python" -m pip install --quiet --retries 1 --timeout 15 --index-url "$CPU_INDEX" "torch>=2.11" ||
+    echo "No CPU build of PyTorch was found; pip's own choice will be installed, which may be large" >&2
+}
+
+[[ $python != .venv/bin/python || -x $python ]] || make_environment
+prefix=$("$python" -c 'import sys; print(sys.prefix)')
+stamp=$prefix/.quire-installed${extra:+-$extra}
+for done_before in "$stamp" "$prefix/.quire-installed-dev"; do # dev holds everything else
+  ! up_to_date "$done_before" || exit 0
+done
+if [[ $(uname -s) == Linux ]] && ! command -v nvidia-smi >/dev/null && ! "$python" -c 'import torch' 2>/dev/null; then
+  install_cpu_torch
 fi
-echo "Installing quire${extra:+ with the $extra extra}"
+echo "Installing quire${extra:+ with the packages of its $extra extra}; the first time takes a few minutes"
 "$python" -m pip install --quiet -e ".${extra:+[$extra]}"
 echo "$PWD" >"$stamp"

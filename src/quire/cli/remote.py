@@ -15,6 +15,7 @@ from quire.errors import ConfigError, EngineUnavailable, InvalidRequest
 STREAM_TIMEOUT_S = 600
 LOOKUP_TIMEOUT_S = 10
 EVENT_PREFIX = "data: "
+LAST_EVENT = "data: [DONE]"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Server:
         with self._open(path, json.dumps({**body, "stream": True}).encode(), STREAM_TIMEOUT_S) as response:
             try:
                 yield from _events(response)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
                 raise EngineUnavailable(f"the answer from {self.base_url} broke off: {error}") from None
 
     def _open(self, path: str, data: bytes | None, timeout_s: float) -> Any:
@@ -69,11 +70,14 @@ class Server:
 def _events(lines: Any) -> Iterator[dict[str, Any]]:
     for line in lines:
         text = line.decode("utf-8").strip()
-        if text.startswith(EVENT_PREFIX) and text != "data: [DONE]":
+        if text == LAST_EVENT:
+            return
+        if text.startswith(EVENT_PREFIX):
             event = json.loads(text[len(EVENT_PREFIX) :])
             if "error" in event:
                 raise EngineUnavailable(event["error"]["message"])
             yield event
+    raise EOFError("it has no last event")
 
 
 def _message(body: bytes) -> str:
