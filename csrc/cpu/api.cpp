@@ -22,8 +22,8 @@ constexpr int kAbiVersion = 1;  // raised with every change of arguments.h; _nat
 
 #if defined(__x86_64__)
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
 bool has_avx512bf16() {
@@ -89,8 +89,7 @@ int for_rows(int64_t rows, int64_t bytes, const Body& body) {
   }
   const int64_t piece = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, bytes));
   PoolLease pool;
-  for_each(*pool, ceil_div(rows, piece),
-           [&](int64_t i, int) { body(i * piece, std::min(rows, (i + 1) * piece)); });
+  for_each(*pool, ceil_div(rows, piece), [&](int64_t i, int) { body(i * piece, std::min(rows, (i + 1) * piece)); });
   return kOk;
 }
 
@@ -106,7 +105,8 @@ int run_linear(const LinearArgs& a) {
   const int64_t bytes = std::min<int64_t>(512 << 10, std::max<int64_t>(64 << 10, share));
   const int64_t wanted = std::min(a.m > 16 ? kGroupCols : a.n, bytes / row_bytes);
   const int64_t cols = std::max<int64_t>(1, wanted / kernel.tile_cols) * kernel.tile_cols;
-  if (!pool->reserve_scratch(sizeof(float) * static_cast<size_t>(std::min(a.m, kRowsPerItem) * kGroupCols))) return kNoMemory;
+  if (!pool->reserve_scratch(sizeof(float) * static_cast<size_t>(std::min(a.m, kRowsPerItem) * kGroupCols)))
+    return kNoMemory;
   for_each(*pool, ceil_div(a.n, cols) * row_blocks, [&](int64_t i, int thread) {
     const int64_t m0 = i % row_blocks * kRowsPerItem, n0 = i / row_blocks * cols;
     kernel.linear(a, m0, std::min(a.m, m0 + kRowsPerItem), n0, std::min(a.n, n0 + cols),
@@ -179,7 +179,8 @@ int check_sequences(const AttentionArgs& a) {
     const int64_t blocks = ceil_div(length, a.block_size);
     if (length < queries || blocks > a.table_width) return kOutOfRange;
     const int32_t* table = a.block_tables + b * a.table_width;
-    if (std::any_of(table, table + blocks, [&](int32_t id) { return id < 0 || id >= a.num_blocks; })) return kOutOfRange;
+    if (std::any_of(table, table + blocks, [&](int32_t id) { return id < 0 || id >= a.num_blocks; }))
+      return kOutOfRange;
   }
   return kOk;
 }
@@ -207,8 +208,8 @@ std::vector<AttentionItem> attention_items(const AttentionArgs& a) {
       const int64_t low = a.window > 0 ? std::max<int64_t>(0, position + 1 - a.window) : 0;
       for (int64_t h = 0; h < a.kv_heads; ++h)
         for (int64_t g = 0; g < group; g += heads)
-          items.push_back({b, h, h * group + g, std::min(heads, group - g), begin + t, tokens, position, low / kSplitKeys,
-                           ceil_div(position + tokens, kSplitKeys)});
+          items.push_back({b, h, h * group + g, std::min(heads, group - g), begin + t, tokens, position,
+                           low / kSplitKeys, ceil_div(position + tokens, kSplitKeys)});
     }
   }
   std::stable_sort(items.begin(), items.end(), [](const AttentionItem& x, const AttentionItem& y) {
@@ -217,7 +218,8 @@ std::vector<AttentionItem> attention_items(const AttentionArgs& a) {
   return items;
 }
 
-// Few items over many keys: threads share an item's splits, and a second pass folds them in the order that attend() has.
+// Few items over many keys: threads share an item's splits, and a second pass folds them in the order that attend()
+// has.
 int attend_by_splits(const AttentionArgs& a, const std::vector<AttentionItem>& items, ThreadPool& pool) {
   struct Part {
     const AttentionItem* item;
@@ -238,7 +240,8 @@ int attend_by_splits(const AttentionArgs& a, const std::vector<AttentionItem>& i
   const Kernels& kernel = kernels();
   for_each(pool, static_cast<int64_t>(parts.size()), [&](int64_t i, int thread) {
     const Part& part = parts[static_cast<size_t>(i)];
-    kernel.attend_part(a, *part.item, part.split, partial.data() + part.offset, static_cast<float*>(pool.scratch(thread)));
+    kernel.attend_part(a, *part.item, part.split, partial.data() + part.offset,
+                       static_cast<float*>(pool.scratch(thread)));
   });
   for_each(pool, static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
     const size_t at = static_cast<size_t>(i);
@@ -258,7 +261,8 @@ int run_attention(const AttentionArgs& a) {
   if (items.empty()) return kOk;
   const Kernels& kernel = kernels();
   PoolLease pool;
-  if (!pool->reserve_scratch(sizeof(float) * static_cast<size_t>(attention_scratch_floats(a.head_dim)))) return kNoMemory;
+  if (!pool->reserve_scratch(sizeof(float) * static_cast<size_t>(attention_scratch_floats(a.head_dim))))
+    return kNoMemory;
   const bool few = static_cast<int64_t>(items.size()) < 4 * pool->num_threads();
   if (few && pool->num_threads() > 1 && items.front().end_split - items.front().first_split > 1)
     return attend_by_splits(a, items, *pool);
@@ -274,13 +278,27 @@ int run_attention(const AttentionArgs& a) {
 using namespace quire;
 
 QUIRE_EXPORT int quire_abi_version() { return kAbiVersion; }
-QUIRE_EXPORT int quire_linear(const LinearArgs* a) { return guarded([a] { return run_linear(*a); }); }
-QUIRE_EXPORT int quire_norm(const NormArgs* a) { return guarded([a] { return run_norm(*a); }); }
-QUIRE_EXPORT int quire_silu_mul(const SiluMulArgs* a) { return guarded([a] { return run_silu_mul(*a); }); }
-QUIRE_EXPORT int quire_rotary(const RotaryArgs* a) { return guarded([a] { return run_rotary(*a); }); }
-QUIRE_EXPORT int quire_write_kv(const WriteKvArgs* a) { return guarded([a] { return run_write_kv(*a); }); }
-QUIRE_EXPORT int quire_embedding(const EmbeddingArgs* a) { return guarded([a] { return run_embedding(*a); }); }
-QUIRE_EXPORT int quire_paged_attention(const AttentionArgs* a) { return guarded([a] { return run_attention(*a); }); }
+QUIRE_EXPORT int quire_linear(const LinearArgs* a) {
+  return guarded([a] { return run_linear(*a); });
+}
+QUIRE_EXPORT int quire_norm(const NormArgs* a) {
+  return guarded([a] { return run_norm(*a); });
+}
+QUIRE_EXPORT int quire_silu_mul(const SiluMulArgs* a) {
+  return guarded([a] { return run_silu_mul(*a); });
+}
+QUIRE_EXPORT int quire_rotary(const RotaryArgs* a) {
+  return guarded([a] { return run_rotary(*a); });
+}
+QUIRE_EXPORT int quire_write_kv(const WriteKvArgs* a) {
+  return guarded([a] { return run_write_kv(*a); });
+}
+QUIRE_EXPORT int quire_embedding(const EmbeddingArgs* a) {
+  return guarded([a] { return run_embedding(*a); });
+}
+QUIRE_EXPORT int quire_paged_attention(const AttentionArgs* a) {
+  return guarded([a] { return run_attention(*a); });
+}
 
 // Caller included; at least 1. Takes effect with the next operator.
 QUIRE_EXPORT int quire_set_num_threads(int num_threads) {

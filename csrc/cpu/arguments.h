@@ -1,5 +1,5 @@
-// What crosses the C boundary: one flat struct of 64-bit fields an operator, so that Python packs it with one struct.pack.
-// Pointers are to row-major data whose last dimension is contiguous; strides count elements.
+// What crosses the C boundary: one flat struct of 64-bit fields an operator, so that Python packs it with one
+// struct.pack. Pointers are to row-major data whose last dimension is contiguous; strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@ enum Dtype : int64_t { kFloat32 = 0, kBFloat16 = 1 };
 
 enum Status : int {
   kOk = 0,
-  kBadArgument = 1,   // a shape, stride or dtype that no kernel takes
+  kBadArgument = 1,  // a shape, stride or dtype that no kernel takes
   kNoMemory = 2,
-  kOutOfRange = 3,    // an id, slot, position or block number points outside its table; nothing outside was touched
+  kOutOfRange = 3,  // an id, slot, position or block number points outside its table; nothing outside was touched
 };
 
 // out[M, N] = x[M, K] @ w[N, K]^T + bias[N]

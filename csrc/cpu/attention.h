@@ -1,10 +1,11 @@
 // Paged causal attention: online softmax (FlashAttention-2, arXiv:2307.08691) over key tiles at fixed places.
 //
-// A query's result is one fixed sequence of operations on its own keys, whatever the chunk, batch, block size or thread:
-// keys are cut into splits of kSplitKeys and tiles of kTileKeys counted from position 0; inside a split the tiles go into
-// one running (peak, total, acc) in ascending order; the splits' states are folded in ascending order. Queries of a tile and of
-// the group of heads that share a key head are worked on together so that keys and values are read once; each keeps its own
-// sums. Keys outside a query's range never enter its sums, not even times zero: they may be uninitialised memory.
+// A query's result is one fixed sequence of operations on its own keys, whatever the chunk, batch, block size or
+// thread: keys are cut into splits of kSplitKeys and tiles of kTileKeys counted from position 0; inside a split the
+// tiles go into one running (peak, total, acc) in ascending order; the splits' states are folded in ascending order.
+// Queries of a tile and of the group of heads that share a key head are worked on together so that keys and values are
+// read once; each keeps its own sums. Keys outside a query's range never enter its sums, not even times zero: they may
+// be uninitialised memory.
 //
 // Included inside the namespace of one instruction set.
 
@@ -16,8 +17,8 @@ struct TileRows {
   const void *keys[kTileKeys], *values[kTileKeys];
   int64_t count = 0, row_bytes = 0, num_fetched = 0;
 
-  // Asks for the next `num_rows` rows. A few at a time between pieces of work on the tile before, so that memory is read while
-  // that one is computed: all at once would fill the queue of outstanding reads and stop the core.
+  // Asks for the next `num_rows` rows. A few at a time between pieces of work on the tile before, so that memory is
+  // read while that one is computed: all at once would fill the queue of outstanding reads and stop the core.
   void fetch(int64_t num_rows) {
     const int64_t end = num_fetched + num_rows < count ? num_fetched + num_rows : count;
     for (; num_fetched < end; ++num_fetched)
@@ -30,15 +31,19 @@ struct TileRows {
 
 // A thread's scratch, cut up. Rows are (query token, head of the group), token-major.
 struct AttentionScratch {
-  float *query;   // [kMaxRows, units]; a unit is 32 bits, one float or a pair of bf16 (see Unit)
-  float *keys;    // [units, kTileKeys]
-  float *scores;  // [kMaxRows, kTileKeys], then weights
-  float *peak, *total, *acc;              // of the split: [kMaxRows], [kMaxRows], [kMaxRows, D]
+  float* query;               // [kMaxRows, units]; a unit is 32 bits, one float or a pair of bf16 (see Unit)
+  float* keys;                // [units, kTileKeys]
+  float* scores;              // [kMaxRows, kTileKeys], then weights
+  float *peak, *total, *acc;  // of the split: [kMaxRows], [kMaxRows], [kMaxRows, D]
   float *all_peak, *all_total, *all_acc;  // of all splits so far
-  TileRows tiles[2];  // the one at hand and the next, by turns
+  TileRows tiles[2];                      // the one at hand and the next, by turns
 
   AttentionScratch(float* memory, int64_t head_dim) {
-    const auto take = [&memory](int64_t floats) { float* part = memory; memory += (floats + 15) / 16 * 16; return part; };
+    const auto take = [&memory](int64_t floats) {
+      float* part = memory;
+      memory += (floats + 15) / 16 * 16;
+      return part;
+    };
     query = take(kMaxRows * head_dim);
     keys = take(kTileKeys * (head_dim + kLanes));
     scores = take(kMaxRows * kTileKeys);
@@ -64,7 +69,8 @@ QUIRE_INLINE int64_t units_of(int64_t head_dim) {
 
 // Finds `count` keys from first_key on.
 template <class T>
-inline void find_rows(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count, TileRows& tile) {
+inline void find_rows(const AttentionArgs& a, const AttentionItem& item, int64_t first_key, int64_t count,
+                      TileRows& tile) {
   const int32_t* block = a.block_tables + item.sequence * a.table_width + first_key / a.block_size;
   const int64_t step = a.kv_heads * a.head_dim, to_values = a.num_blocks * a.block_size * step;
   const T* const heads = static_cast<const T*>(a.kv) + item.kv_head * a.head_dim;
@@ -74,7 +80,8 @@ inline void find_rows(const AttentionArgs& a, const AttentionItem& item, int64_t
   int64_t offset = first_key % a.block_size;
   for (int64_t j = 0; j < count; ++block, offset = 0) {
     const T* row = heads + (*block * a.block_size + offset) * step;
-    for (; j < count && offset < a.block_size; ++j, ++offset, row += step) tile.keys[j] = row, tile.values[j] = row + to_values;
+    for (; j < count && offset < a.block_size; ++j, ++offset, row += step)
+      tile.keys[j] = row, tile.values[j] = row + to_values;
   }
 }
 
@@ -96,7 +103,8 @@ template <class T>
 inline void load_ragged_square(const void* const* rows, int64_t count, int64_t d, int64_t head_dim, vf* square) {
   constexpr int64_t kWide = kLanes * Unit<T>::kElements;
   const int64_t width = head_dim - d < kWide ? head_dim - d : kWide;
-  for (int i = 0; i < kLanes; ++i) square[i] = i < count ? Unit<T>::load_n(static_cast<const T*>(rows[i]) + d, width) : zero();
+  for (int i = 0; i < kLanes; ++i)
+    square[i] = i < count ? Unit<T>::load_n(static_cast<const T*>(rows[i]) + d, width) : zero();
 }
 
 // keys[u][j] = unit u of key j of the tile, 0 where the sequence has no such key.
@@ -149,11 +157,11 @@ QUIRE_INLINE void scale_by(float* x, int64_t n, float factor) {
   if (i < n) store_n(x + i, mul(load_n(x + i, n - i), f), n - i);
 }
 
-// R rows' scores become weights 2^(score · factor - peak) on keys [low[r], high[r]) of the tile, 0 elsewhere; their sums are
-// rescaled to the new peaks. kWhole: every row sees every key.
+// R rows' scores become weights 2^(score · factor - peak) on keys [low[r], high[r]) of the tile, 0 elsewhere; their
+// sums are rescaled to the new peaks. kWhole: every row sees every key.
 template <int R, bool kWhole>
-inline void softmax_rows(const int64_t* low, const int64_t* high, int64_t head_dim, float factor, float* scores, float* peak,
-                         float* total, float* acc) {
+inline void softmax_rows(const int64_t* low, const int64_t* high, int64_t head_dim, float factor, float* scores,
+                         float* peak, float* total, float* acc) {
   const vf nothing = set1(-__builtin_inff()), f = set1(factor);
   vf highest[kLanes], sums[kLanes];
   for (int i = 0; i < kLanes; ++i) highest[i] = nothing, sums[i] = zero();
@@ -181,7 +189,8 @@ inline void softmax_rows(const int64_t* low, const int64_t* high, int64_t head_d
     if (shrinks[r] != 1.0f) scale_by(acc + r * head_dim, head_dim, shrinks[r]);
 }
 
-// acc[r][d0 : d0 + V·kLanes] += Σ weights[r][j] · values[j], keys [low, high) in ascending order. `width` < kLanes only with V = 1.
+// acc[r][d0 : d0 + V·kLanes] += Σ weights[r][j] · values[j], keys [low, high) in ascending order. `width` < kLanes only
+// with V = 1.
 template <class T, int R, int V>
 inline void add_values_at(const float* weights, const void* const* values, int64_t low, int64_t high, int64_t d0,
                           int64_t width, int64_t head_dim, float* acc) {
@@ -210,7 +219,8 @@ inline void add_values_at(const float* weights, const void* const* values, int64
 }
 
 template <class T, int R>
-inline void add_values(const float* weights, const void* const* values, int64_t low, int64_t high, int64_t head_dim, float* acc) {
+inline void add_values(const float* weights, const void* const* values, int64_t low, int64_t high, int64_t head_dim,
+                       float* acc) {
   if (low >= high) return;
   int64_t d = 0;
   for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes)
@@ -253,21 +263,29 @@ inline void attend_rows(const AttentionArgs& a, const AttentionItem& item, int64
 }
 
 template <class T>
-inline void attend_some_rows(const AttentionArgs& a, const AttentionItem& item, int64_t row, int64_t count, int64_t first_key,
-                             const TileRows& tile, TileRows& next, int64_t fetch, AttentionScratch& s) {
+inline void attend_some_rows(const AttentionArgs& a, const AttentionItem& item, int64_t row, int64_t count,
+                             int64_t first_key, const TileRows& tile, TileRows& next, int64_t fetch,
+                             AttentionScratch& s) {
   switch (count) {
-    case 1: return attend_rows<T, 1>(a, item, row, first_key, tile, next, fetch, s);
-    case 2: return attend_rows<T, 2>(a, item, row, first_key, tile, next, fetch, s);
+    case 1:
+      return attend_rows<T, 1>(a, item, row, first_key, tile, next, fetch, s);
+    case 2:
+      return attend_rows<T, 2>(a, item, row, first_key, tile, next, fetch, s);
 #if QUIRE_ROWS > 2
-    case 3: return attend_rows<T, 3>(a, item, row, first_key, tile, next, fetch, s);
-    case 4: return attend_rows<T, 4>(a, item, row, first_key, tile, next, fetch, s);
-    case 5: return attend_rows<T, 5>(a, item, row, first_key, tile, next, fetch, s);
-    default: return attend_rows<T, 6>(a, item, row, first_key, tile, next, fetch, s);
+    case 3:
+      return attend_rows<T, 3>(a, item, row, first_key, tile, next, fetch, s);
+    case 4:
+      return attend_rows<T, 4>(a, item, row, first_key, tile, next, fetch, s);
+    case 5:
+      return attend_rows<T, 5>(a, item, row, first_key, tile, next, fetch, s);
+    default:
+      return attend_rows<T, 6>(a, item, row, first_key, tile, next, fetch, s);
 #endif
   }
 }
 
-// Rows [begin, end) of the item that see some key in [first_key, first_key + num_keys); a run, since ranges move with the token.
+// Rows [begin, end) of the item that see some key in [first_key, first_key + num_keys); a run, since ranges move with
+// the token.
 struct RowRange {
   int64_t begin, end;
 };
@@ -297,8 +315,9 @@ inline RowRange attend_split(const AttentionArgs& a, const AttentionItem& item, 
   for (int64_t key = first, turn = 0; key < first + kSplitKeys && key < limit; key += kTileKeys) {
     const RowRange rows = rows_seeing(a, item, key, kTileKeys);
     if (rows.begin >= rows.end) continue;
-    TileRows &tile = s.tiles[turn % 2], &next = s.tiles[++turn % 2];
-    if (turn == 1) find_rows<T>(a, item, key, tile_size(key, limit), tile);
+    TileRows& tile = s.tiles[turn % 2];
+    TileRows& next = s.tiles[(turn + 1) % 2];
+    if (turn++ == 0) find_rows<T>(a, item, key, tile_size(key, limit), tile);
     find_rows<T>(a, item, key + kTileKeys, tile_size(key + kTileKeys, limit), next);
     load_keys<T>(a.head_dim, tile, next, s.keys);
     const int64_t groups = (rows.end - rows.begin + kRows - 1) / kRows;
@@ -312,7 +331,8 @@ inline RowRange attend_split(const AttentionArgs& a, const AttentionItem& item, 
 }
 
 // Adds one split's state of one row to that of the splits before it.
-inline void fold(float peak, float total, const float* acc, int64_t head_dim, float* all_peak, float* all_total, float* all_acc) {
+inline void fold(float peak, float total, const float* acc, int64_t head_dim, float* all_peak, float* all_total,
+                 float* all_acc) {
   const float new_peak = peak > *all_peak ? peak : *all_peak;
   const float keep = first(exp2v(set1(*all_peak - new_peak))), take = first(exp2v(set1(peak - new_peak)));
   *all_total = *all_total * keep + total * take;
@@ -334,7 +354,8 @@ inline void forget(int64_t rows, int64_t head_dim, AttentionScratch& s) {
 template <class T>
 inline void write_rows(const AttentionArgs& a, const AttentionItem& item, const AttentionScratch& s) {
   for (int64_t row = 0; row < item.rows(); ++row) {
-    T* out = static_cast<T*>(a.out) + ((item.first_token + row / item.heads) * a.q_heads + item.first_head + row % item.heads) * a.head_dim;
+    T* out = static_cast<T*>(a.out) +
+             ((item.first_token + row / item.heads) * a.q_heads + item.first_head + row % item.heads) * a.head_dim;
     const float* acc = s.all_acc + row * a.head_dim;
     const vf total = set1(s.all_total[row]);
     int64_t d = 0;
@@ -381,7 +402,8 @@ void combine_of(const AttentionArgs& a, const AttentionItem& item, const float* 
   for (int64_t split = item.first_split; split < item.end_split; ++split)
     for (int64_t row = 0; row < item.rows(); ++row, partial += 2 + a.head_dim)
       if (partial[1] != 0)  // NaN counts as seen
-        fold(partial[0], partial[1], partial + 2, a.head_dim, s.all_peak + row, s.all_total + row, s.all_acc + row * a.head_dim);
+        fold(partial[0], partial[1], partial + 2, a.head_dim, s.all_peak + row, s.all_total + row,
+             s.all_acc + row * a.head_dim);
   write_rows<T>(a, item, s);
 }
 

@@ -15,7 +15,7 @@ namespace {
 #include "simd_avx2.h"
 
 constexpr int kTileRows = 4, kTileCols = 2;  // outputs of `linear` held in registers at once: 8 of 16
-constexpr int kRows = QUIRE_ROWS;  // rows of attention worked on at once, likewise
+constexpr int kRows = QUIRE_ROWS;            // rows of attention worked on at once, likewise
 
 #include "isa.h"
 

@@ -15,7 +15,7 @@ namespace {
 #include "simd_avx512.h"
 
 constexpr int kTileRows = 4, kTileCols = 6;  // outputs of `linear` held in registers at once: 24 of 32
-constexpr int kRows = QUIRE_ROWS;  // rows of attention worked on at once, likewise
+constexpr int kRows = QUIRE_ROWS;            // rows of attention worked on at once, likewise
 
 #include "isa.h"
 

@@ -7,9 +7,9 @@
 
 namespace quire {
 
-constexpr int kTileKeys = 64;    // keys of one softmax step
-constexpr int kSplitKeys = 512;  // keys of one independent state; long sequences are spread over threads by these
-constexpr int kMaxRows = 64;     // query rows (tokens × heads of a group) of one attention item
+constexpr int kTileKeys = 64;       // keys of one softmax step
+constexpr int kSplitKeys = 512;     // keys of one independent state; long sequences are spread over threads by these
+constexpr int kMaxRows = 64;        // query rows (tokens × heads of a group) of one attention item
 constexpr int64_t kGroupCols = 96;  // columns of `linear` that share a K block of x while it is in the cache
 constexpr int64_t kL2Bytes = 1 << 20;
 

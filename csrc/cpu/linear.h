@@ -2,8 +2,8 @@
 //
 // Each output is accumulated in one fixed order whatever M, the row's place, the tile it falls into or the thread:
 // K is cut into blocks of kBlockK elements at fixed places; in a block, lane l of one vector accumulator takes the
-// elements l, l + step, l + 2·step, ...; the lanes are added in the fixed tree of sum(); block sums are added in order; the
-// bias comes last. Tile shapes only change how many outputs are worked on at once.
+// l-th element (or pair) of each step; the lanes are added in the fixed tree of sum(); block sums are added in order;
+// the bias comes last. Tile shapes only change how many outputs are worked on at once.
 //
 // Included inside the namespace of one instruction set.
 
@@ -46,7 +46,8 @@ inline void dot_tile(const T* x, int64_t ldx, const T* w, int64_t ldw, int64_t k
   for (int r = 0; r < MR * NR; r += kLanes) store(sums + r, join_rows(acc + r, add));
 }
 
-// One x-row-block × w-panel product over K block `block`; partial sums wait in `partial` [MR, ld_partial] between blocks.
+// One x-row-block × w-panel product over K block `block`; partial sums wait in `partial` [MR, ld_partial] between
+// blocks.
 template <class T, int MR, int NR, int kLines>
 inline void linear_tile(const LinearArgs& a, int64_t m, int64_t n, int64_t block, const char* ahead, float* partial,
                         int64_t ld_partial) {
@@ -54,8 +55,8 @@ inline void linear_tile(const LinearArgs& a, int64_t m, int64_t n, int64_t block
   const bool last = left <= kBlockK<T>;
   float sums[round_up(MR * NR, kLanes) + kLanes];
   dot_tile<T, MR, NR, kLines>(static_cast<const T*>(a.x) + m * a.x_stride + k0, a.x_stride,
-                                 static_cast<const T*>(a.w) + n * a.w_stride + k0, a.w_stride,
-                                 last ? left : kBlockK<T>, ahead, sums);
+                              static_cast<const T*>(a.w) + n * a.w_stride + k0, a.w_stride, last ? left : kBlockK<T>,
+                              ahead, sums);
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + n : nullptr;
   T* out = static_cast<T*>(a.out) + m * a.out_stride + n;
   for (int r = 0; r < MR; ++r) {
@@ -77,20 +78,25 @@ template <class T, int NR, int kLines>
 inline void linear_rows(const LinearArgs& a, int64_t rows, int64_t m, int64_t n, int64_t block, const char* ahead,
                         float* partial, int64_t ld) {
   switch (rows) {
-    case 1: return linear_tile<T, 1, NR, kLines>(a, m, n, block, ahead, partial, ld);
-    case 2: return linear_tile<T, 2, NR, kLines>(a, m, n, block, ahead, partial, ld);
-    case 3: return linear_tile<T, 3, NR, kLines>(a, m, n, block, ahead, partial, ld);
-    default: return linear_tile<T, 4, NR, kLines>(a, m, n, block, ahead, partial, ld);
+    case 1:
+      return linear_tile<T, 1, NR, kLines>(a, m, n, block, ahead, partial, ld);
+    case 2:
+      return linear_tile<T, 2, NR, kLines>(a, m, n, block, ahead, partial, ld);
+    case 3:
+      return linear_tile<T, 3, NR, kLines>(a, m, n, block, ahead, partial, ld);
+    default:
+      return linear_tile<T, 4, NR, kLines>(a, m, n, block, ahead, partial, ld);
   }
 }
 
-// All rows [m0, m1) against NR columns from n, over one K block. Meanwhile the next panel is fetched, evenly over the row tiles,
-// so that memory is never idle.
+// All rows [m0, m1) against NR columns from n, over one K block. Meanwhile the next panel is fetched, evenly over the
+// row tiles, so that memory is never idle.
 template <class T, int NR, int kLines>
 inline void linear_panel_fetching(const LinearArgs& a, int64_t m0, int64_t m1, int64_t n, int64_t block, float* partial,
                                   int64_t ld) {
   const int64_t width = a.k - block * kBlockK<T> < kBlockK<T> ? a.k - block * kBlockK<T> : kBlockK<T>;
-  const char* const next = static_cast<const char*>(a.w) + ((n + NR) * a.w_stride + block * kBlockK<T> * NR) * sizeof(T);
+  const char* const next =
+      static_cast<const char*>(a.w) + ((n + NR) * a.w_stride + block * kBlockK<T> * NR) * sizeof(T);
   const char* ahead = next;
   for (int64_t m = m0; m < m1; m += kTileRows, partial += kTileRows * ld) {
     const int64_t rows = m1 - m < kTileRows ? m1 - m : kTileRows;
@@ -103,7 +109,8 @@ inline void linear_panel_fetching(const LinearArgs& a, int64_t m0, int64_t m1, i
 }
 
 template <class T, int NR>
-inline void linear_panel(const LinearArgs& a, int64_t m0, int64_t m1, int64_t n, int64_t block, float* partial, int64_t ld) {
+inline void linear_panel(const LinearArgs& a, int64_t m0, int64_t m1, int64_t n, int64_t block, float* partial,
+                         int64_t ld) {
   const int64_t tiles = (m1 - m0 + kTileRows - 1) / kTileRows;
   if (tiles == 1) return linear_panel_fetching<T, NR, NR>(a, m0, m1, n, block, partial, ld);
   if (tiles == 2) return linear_panel_fetching<T, NR, (NR + 1) / 2>(a, m0, m1, n, block, partial, ld);
@@ -114,14 +121,16 @@ inline void linear_panel(const LinearArgs& a, int64_t m0, int64_t m1, int64_t n,
 template <class T>
 void linear_of(const LinearArgs& a, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
   const int64_t blocks = a.k > 0 ? (a.k + kBlockK<T> - 1) / kBlockK<T> : 1;
-  // While x fits in L2, a panel's K blocks follow each other, so that w is read as it lies. Else one K block of x stays there.
+  // While x fits in L2, a panel's K blocks follow each other, so that w is read as it lies. Else one K block of x stays
+  // there.
   const bool x_fits = (m1 - m0) * a.k * static_cast<int64_t>(sizeof(T)) <= kL2Bytes / 2;
   const int64_t group = x_fits ? kTileCols : kGroupCols;
   for (int64_t g = n0; g < n1; g += group) {
     const int64_t end = g + group < n1 ? g + group : n1;
     for (int64_t block = 0; block < blocks; ++block) {
       int64_t n = g;
-      for (; n + kTileCols <= end; n += kTileCols) linear_panel<T, kTileCols>(a, m0, m1, n, block, scratch + n - g, kGroupCols);
+      for (; n + kTileCols <= end; n += kTileCols)
+        linear_panel<T, kTileCols>(a, m0, m1, n, block, scratch + n - g, kGroupCols);
       for (; n < end; ++n) linear_panel<T, 1>(a, m0, m1, n, block, scratch + n - g, kGroupCols);
     }
   }

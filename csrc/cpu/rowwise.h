@@ -32,7 +32,8 @@ template <class T>
 inline void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps) {
   const float squares = sum_over(x, n, [](vf v) { return mul(v, v); });
   const vf scale = set1(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + static_cast<float>(eps)));
-  map2(x, weight, out, n, [scale](vf v, vf w) { return mul(w, rounded(mul(v, scale), static_cast<const T*>(nullptr))); });
+  map2(x, weight, out, n,
+       [scale](vf v, vf w) { return mul(w, rounded(mul(v, scale), static_cast<const T*>(nullptr))); });
 }
 
 template <class T>

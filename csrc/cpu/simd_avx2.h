@@ -23,7 +23,8 @@ QUIRE_INLINE vf pow2i(vf n) {  // 2^n for whole n in [-126, 127]
 QUIRE_INLINE vf zero_below(vf a, vf x, vf limit) {  // a, but 0 where x < limit
   return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
 }
-QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high, vf other) {  // a in lanes [low, high), which may lie outside
+QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high,
+                           vf other) {  // a in lanes [low, high), which may lie outside
   low = low < 0 ? 0 : low > kLanes ? kLanes : low;
   high = high < 0 ? 0 : high > kLanes ? kLanes : high;
   const __m256i keep = _mm256_andnot_si256(first_lanes(low), first_lanes(high));

@@ -21,7 +21,8 @@ QUIRE_INLINE vf pow2i(vf n) {  // 2^n for whole n in [-126, 127]
 QUIRE_INLINE vf zero_below(vf a, vf x, vf limit) {  // a, but 0 where x < limit
   return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), zero());
 }
-QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high, vf other) {  // a in lanes [low, high), which may lie outside
+QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high,
+                           vf other) {  // a in lanes [low, high), which may lie outside
   low = low < 0 ? 0 : low > kLanes ? kLanes : low;
   high = high < low ? low : high > kLanes ? kLanes : high;
   return _mm512_mask_mov_ps(other, static_cast<__mmask16>(first_lanes(high) & ~first_lanes(low)), a);

@@ -1,4 +1,5 @@
-// Vectors of 4 floats in the compiler's own vector types: any CPU. Included inside the namespace of one instruction set.
+// Vectors of 4 floats in the compiler's own vector types: any CPU. Included inside the namespace of one instruction
+// set.
 
 constexpr int kLanes = 4;
 typedef float vf __attribute__((vector_size(16)));
@@ -14,7 +15,7 @@ QUIRE_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }  // rounds twice; co
 QUIRE_INLINE vf pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 QUIRE_INLINE vf vmax(vf a, vf b) { return pick(a > b, a, b); }  // b where either is NaN
 QUIRE_INLINE vf vmin(vf a, vf b) { return pick(a < b, a, b); }  // b where either is NaN
-QUIRE_INLINE vf round_even(vf a) {  // for |a| < 2^22
+QUIRE_INLINE vf round_even(vf a) {                              // for |a| < 2^22
   const vf shift = set1(12582912.0f);
   return (a + shift) - shift;
 }
@@ -24,7 +25,8 @@ QUIRE_INLINE vf pow2i(vf n) {  // 2^n for whole n in [-126, 127]
   return (vf)bits;
 }
 QUIRE_INLINE vf zero_below(vf a, vf x, vf limit) { return pick(x < limit, zero(), a); }  // a, but 0 where x < limit
-QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high, vf other) {  // a in lanes [low, high), which may lie outside
+QUIRE_INLINE vf keep_lanes(vf a, int64_t low, int64_t high,
+                           vf other) {  // a in lanes [low, high), which may lie outside
   for (int i = 0; i < kLanes; ++i)
     if (i >= low && i < high) other[i] = a[i];
   return other;

@@ -86,7 +86,9 @@ void ThreadPool::run(int64_t num_items, TaskFn fn, void* context) {
   done_.store(0, std::memory_order_relaxed);
   ticket_.store(static_cast<uint64_t>(num_items) << 32, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }  // a worker between its last look and its wait must not miss the call
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }  // a worker between its last look and its wait must not miss the call
     wake_.notify_all();
   }
   while (run_one(0)) {

@@ -1,6 +1,7 @@
 // exp and what is built on it. Included inside the namespace of one instruction set.
 
-// 2^x to about 1 ulp: x = n + f, |f| <= 1/2, and a polynomial for 2^f (Cephes' exp2f). 0 under the normal range; NaN stays NaN.
+// 2^x to about 1 ulp: x = n + f, |f| <= 1/2, and a polynomial for 2^f (Cephes' exp2f). 0 under the normal range; NaN
+// stays NaN.
 QUIRE_INLINE vf exp2v(vf x) {
   const vf lowest = set1(-126.0f);
   const vf bounded = vmin(set1(127.0f), vmax(lowest, x));  // this order of arguments lets NaN through
@@ -15,8 +16,8 @@ QUIRE_INLINE vf exp2v(vf x) {
   return zero_below(mul(p, pow2i(whole)), x, lowest);
 }
 
-// e^x for x in [-87, 88], to which others are drawn. x·log2(e) is split in a high and a low part, so that large |x| keep
-// their precision.
+// e^x for x in [-87, 88], to which others are drawn. x·log2(e) is split in a high and a low part, so that large |x|
+// keep their precision.
 QUIRE_INLINE vf expv(vf x) {
   x = vmin(set1(88.0f), vmax(set1(-87.0f), x));  // this order of arguments lets NaN through
   const vf log2e = set1(1.44269504f);
