@@ -187,7 +187,8 @@ def test_an_engine_is_left_with_no_request_when_the_api_process_dies(tmp_path, m
         with httpx.stream(
             "POST", server.url + TEXT, json={"prompt": [5], "max_tokens": 400, "stream": True, "ignore_eos": True}
         ) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: when it is dropped, httpx closes the connection
+            next(lines)
             os.kill(server.pid("quire.server.process"), signal.SIGKILL)
             time.sleep(0.1)
         server.wait_ready()

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from fake_engine import FakeEngine, answer
+from fake_engine import CONFIG, FakeEngine, answer
 
 from quire.core.params import SamplingParams
 from quire.core.request import Request
@@ -201,12 +201,14 @@ def test_a_refusal_reaches_the_one_who_asked(tmp_path):
 def test_more_than_the_allowed_number_may_not_wait(tmp_path):
     async def scenario(world, client):
         client.max_num_waiting = 2
-        world.engines[0].step_s = 0.2
-        streams = [client.submit([request(f"r{i}", 3)]) for i in range(2)]
-        with pytest.raises(QueueFull, match="2"):
-            client.submit([request("r2", 3)])
+        seats = CONFIG.max_num_seqs
+        world.engines[0].step_s = 0.5  # nothing is admitted while the test submits
+        streams = [client.submit([request(f"r{i}", 3)]) for i in range(seats + 2)]
+        with pytest.raises(QueueFull, match="max-num-queued-reqs 2"):
+            client.submit([request("one more", 3)])
+        world.engines[0].step_s = 0.0
         await world.until(lambda: client.journal.num_waiting == 0)
-        streams.append(client.submit([request("r2", 3)]))
+        streams.append(client.submit([request("one more", 3)]))
 
     run(tmp_path, scenario)
 

@@ -535,9 +535,15 @@ def test_odd_paths_and_methods_make_no_new_series(http):
 def test_waiting_requests_beyond_the_limit_are_told_to_come_back(tmp_path):
     folder = fake_model(tmp_path / "model")
     with Server(tmp_path / "log", folder, fake=True, max_num_queued_reqs=0) as server:
-        response = httpx.post(server.url + TEXT, json={"prompt": [1], "max_tokens": 1})
-        assert error(response, 429)["type"] == "rate_limit_error"
-        assert int(response.headers["retry-after"]) > 0
+        many = {"prompt": [[1]] * (CONFIG.max_num_seqs + 1), "max_tokens": 4000, "stream": True}
+        with httpx.stream("POST", server.url + TEXT, json=many, timeout=30) as response:
+            lines = response.iter_lines()  # kept: when it is dropped, httpx closes the connection
+            next(lines)
+            refused = httpx.post(server.url + TEXT, json={"prompt": [1], "max_tokens": 1})
+            assert error(refused, 429)["type"] == "rate_limit_error"
+            assert int(refused.headers["retry-after"]) > 0
+        wait_until_idle(server)
+        assert httpx.post(server.url + TEXT, json={"prompt": [1], "max_tokens": 1}).status_code == 200
 
 
 # ---- clients that leave, or dawdle ----

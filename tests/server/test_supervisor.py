@@ -214,7 +214,8 @@ def test_a_second_sigterm_ends_at_once(server):
     with httpx.stream(
         "POST", server.url + "/v1/completions", json=body("a", 4000, stream=True), timeout=30
     ) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: when it is dropped, httpx closes the connection
+        next(lines)
         family = server.family()
         server.terminate()
         time.sleep(0.2)
@@ -250,6 +251,32 @@ def test_a_port_in_use_is_said_at_once_with_its_holder(tmp_path, model):
 def test_an_address_that_cannot_be_had_is_refused(args, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         serve(EngineArgs(), ServerArgs(**args))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"api_key": ["a", ""]}, {"shutdown_timeout": -1}, {"engine_step_timeout": 0}, {"max_engine_deaths": 0},
+     {"max_logprobs": -1}, {"allowed_origins": ["[1]"]}, {"allowed_origins": ["["]}, {"engine_step_timeout": float("nan")}],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(args):
+    with pytest.raises(ConfigError, match=f"--{next(iter(args)).replace('_', '-')}"):
+        ServerArgs(**args)
+
+
+def test_origins_may_be_given_as_json():
+    assert ServerArgs(allowed_origins=['["*"]']).allowed_origins == ["*"]
+    assert ServerArgs(allowed_origins=["http://a", "http://b"]).allowed_origins == ["http://a", "http://b"]
+
+
+def test_stopping_while_it_starts(tmp_path, model):
+    server = Server(tmp_path / "log", model, fake=True, wait=False)
+    while "Started server process" not in server.text():
+        time.sleep(0.01)
+    family = server.family()
+    server.terminate()
+    assert server.wait(10) == 0
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert not alive
 
 
 def test_a_model_that_is_not_there_ends_the_start_with_its_message(tmp_path):

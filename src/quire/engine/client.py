@@ -150,9 +150,8 @@ class EngineClient:
         """
         if self._closed is not None:
             raise self._closed
-        limit = self.max_num_waiting
-        if limit is not None and self.journal.num_waiting + len(requests) > limit:
-            raise QueueFull(f"{self.journal.num_waiting} requests wait already, and {limit} may; try again later")
+        if self.max_num_waiting is not None:
+            self._check_room(self.max_num_waiting)
         for request in requests:
             self.journal.refuse_poison(request)
         mailbox = Mailbox([request.id for request in requests])
@@ -200,6 +199,14 @@ class EngineClient:
             self._tickets.pop(request_id, None)
             self.journal.remove(request_id)
         self._flush()
+
+    def _check_room(self, max_num_waiting: int) -> None:
+        """The limit is on requests that wait beyond those for which a seat is free."""
+        num_seats = self.ready.config.max_num_seqs - self.journal.num_running if self.ready is not None else 0
+        if self.journal.num_waiting >= max_num_waiting + max(num_seats, 0):
+            raise QueueFull(
+                f"{self.journal.num_waiting} requests wait; the limit is --max-num-queued-reqs {max_num_waiting}"
+            )
 
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One engine's whole life, from hello to its end. A peer that speaks out of turn is closed, and nothing else."""

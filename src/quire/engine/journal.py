@@ -86,6 +86,11 @@ class Journal:
         """Live requests that no engine computes yet."""
         return sum(not entry.started for entry in self.entries.values())
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that the engine computes."""
+        return sum(len(entry.finished) - sum(entry.finished) for entry in self.entries.values() if entry.started)
+
     def add(self, request: Request) -> Entry:
         """A new request."""
         entry = self.entries[request.id] = Entry(request)

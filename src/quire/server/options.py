@@ -1,13 +1,15 @@
 """Options of the server, beside those of the engine: flags, config files and the reference page are made from these fields."""
 
+import json
 from dataclasses import dataclass
 
 from quire.config import option
+from quire.errors import ConfigError
 
 
 @dataclass
 class ServerArgs:
-    """How to serve. Names are those that users of vLLM type."""
+    """How to serve. Names are those that users of vLLM type. Raises ConfigError naming the option."""
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
     port: int = option(8000, "port to listen on; 0 takes a free one")
@@ -26,3 +28,29 @@ class ServerArgs:
     )
     disable_uvicorn_access_log: bool = option(False, "no line for each HTTP request")
     disable_fastapi_docs: bool = option(False, "no /docs, /redoc and /openapi.json")
+
+    def __post_init__(self) -> None:
+        self.allowed_origins = _origins(self.allowed_origins)
+        if self.api_key is not None and not all(self.api_key):
+            raise ConfigError("--api-key is empty; leave it out to serve without a key")
+        for name, lowest in (
+            ("shutdown_timeout", 0),
+            ("engine_step_timeout", 1),
+            ("max_engine_deaths", 1),
+            ("max_logprobs", 0),
+        ):
+            if not getattr(self, name) >= lowest:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {lowest}")
+
+
+def _origins(values: list[str] | None) -> list[str] | None:
+    """Origins given one by one, or as the JSON list that vLLM takes."""
+    if values is None or len(values) != 1 or not values[0].lstrip().startswith("["):
+        return values
+    try:
+        found = json.loads(values[0])
+    except ValueError:
+        raise ConfigError(f"--allowed-origins {values[0]!r} is no JSON list") from None
+    if not all(isinstance(origin, str) for origin in found):
+        raise ConfigError(f"--allowed-origins {values[0]!r} must hold strings")
+    return list(found)
