@@ -10,8 +10,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from step_driver import BLOCK_SIZE, Driver, Line, load_runner
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -39,6 +41,13 @@ class Errors:
     wrong_tokens: int
 
 
+def rope(kind: str, theta: float, **values: float) -> dict[str, Any]:
+    """Rotary arguments of a transformers config, as the installed version spells them."""
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **values}}
+    return {"rope_theta": theta, "rope_scaling": None if kind == "default" else {"rope_type": kind, **values}}
+
+
 def make_checkpoint(folder: Path, config: PretrainedConfig, seed: int = 0) -> torch.nn.Module:
     """Saves a random model to `folder` and returns it. Biases and norms are random too: transformers starts them at 0 and 1."""
     torch.manual_seed(seed)
@@ -53,18 +62,26 @@ def make_checkpoint(folder: Path, config: PretrainedConfig, seed: int = 0) -> to
     return model
 
 
-def old_spelling(folder: Path) -> None:
-    """Rewrites config.json as transformers 4 would have: rope_theta and rope_scaling, torch_dtype."""
-    path = folder / "config.json"
-    values = json.loads(path.read_text())
+def spellings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The folder's config.json as transformers 4 writes it (rope_theta, rope_scaling, torch_dtype), and as 5 does."""
+    values = json.loads((folder / "config.json").read_text())
     rope = values.pop("rope_parameters", None)
+    if rope is None and "rope_theta" in values:
+        rope = {
+            "rope_type": "default",
+            **(values.pop("rope_scaling", None) or {}),
+            "rope_theta": values.pop("rope_theta"),
+        }
+    dtype = values.pop("dtype", None) or values.pop("torch_dtype")
+    values.pop("torch_dtype", None)
+    old, new = {**values, "torch_dtype": dtype}, {**values, "dtype": dtype}
+    old.pop("layer_types", None)
     if rope is not None:
-        values["rope_theta"] = rope.pop("rope_theta")
-        kind = rope.get("rope_type", "default")
-        values["rope_scaling"] = None if kind == "default" else rope
-    values["torch_dtype"] = values.pop("dtype", "float32")
-    values.pop("layer_types", None)
-    path.write_text(json.dumps(values))
+        new["rope_parameters"] = rope
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        old["rope_theta"] = rope["rope_theta"]
+        old["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    return old, new
 
 
 def compare(reference: torch.nn.Module, runner: ModelRunner, seed: int = 0, positions: int = POSITIONS) -> Errors:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_parity import rope
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -13,19 +14,19 @@ from quire.layers.rotary import RopeConfig
 
 HEAD_DIM, MAX_POSITION, CHECKED = 32, 4096, 5000
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
-KINDS: dict[str, dict[str, Any]] = {
-    "default": {"rope_theta": 10000.0},
-    "linear": {"rope_theta": 10000.0, "factor": 4.0},
-    "llama3": {"rope_theta": 500000.0, **LLAMA3},
-    "yarn": {"rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 1024},
-    "yarn with mscale": {
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 512,
-        "mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 24, "beta_slow": 2,
-    },
-    "yarn not truncated": {
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 512,
-        "truncate": False, "attention_factor": 0.9,
-    },
+KINDS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "default": ("default", 10000.0, {}),
+    "linear": ("linear", 10000.0, {"factor": 4.0}),
+    "llama3": ("llama3", 500000.0, LLAMA3),
+    "yarn": ("yarn", 1e6, {"factor": 4.0, "original_max_position_embeddings": 1024}),
+    "yarn with mscale": (
+        "yarn", 10000.0,
+        {"factor": 8.0, "original_max_position_embeddings": 512, "mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 24, "beta_slow": 2},
+    ),
+    "yarn not truncated": (
+        "yarn", 10000.0,
+        {"factor": 2.0, "original_max_position_embeddings": 2048, "truncate": False, "attention_factor": 0.9},
+    ),
 }  # fmt: skip
 
 
@@ -33,29 +34,28 @@ def config(**values: Any) -> HfConfig:
     return HfConfig({"max_position_embeddings": MAX_POSITION, **values})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_table_equals_transformers(kind: str) -> None:
-    parameters = {"rope_type": kind, **KINDS[kind]}
+@pytest.mark.parametrize("name", KINDS)
+def test_table_equals_transformers(name: str) -> None:
+    kind, theta, scaling = KINDS[name]
     hf = LlamaConfig(
         hidden_size=HEAD_DIM,
         num_attention_heads=1,
         max_position_embeddings=MAX_POSITION,
-        rope_parameters=dict(parameters),
+        **rope(kind, theta, **scaling),
     )
-    positions = torch.arange(CHECKED)
-    cos, sin = LlamaRotaryEmbedding(hf)(torch.zeros(1), positions[None])
-    table = RopeConfig.from_hf(config(rope_parameters=parameters)).table(HEAD_DIM, CHECKED)
+    cos, sin = LlamaRotaryEmbedding(hf)(torch.zeros(1), torch.arange(CHECKED)[None])
+    read = RopeConfig.from_hf(config(rope_parameters={"rope_type": kind, "rope_theta": theta, **scaling}))
+    table = read.table(HEAD_DIM, CHECKED)
     half = HEAD_DIM // 2
     torch.testing.assert_close(table[:, :half], cos[0, :, :half], atol=2e-6, rtol=0)
     torch.testing.assert_close(table[:, half:], sin[0, :, :half], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_spellings_read_equal(kind: str) -> None:
-    scaling = {"rope_type": kind, **KINDS[kind]}
-    theta = scaling.pop("rope_theta")
-    old = {"rope_theta": theta, "rope_scaling": None if kind == "default" else scaling}
-    new = {"rope_parameters": {"rope_theta": theta, **scaling}}
+@pytest.mark.parametrize("name", KINDS)
+def test_both_spellings_read_equal(name: str) -> None:
+    kind, theta, scaling = KINDS[name]
+    old = {"rope_theta": theta, "rope_scaling": None if kind == "default" else {"rope_type": kind, **scaling}}
+    new = {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
     assert RopeConfig.from_hf(config(**old)) == RopeConfig.from_hf(config(**new))
 
 

@@ -5,24 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_parity import SIZES, old_spelling
+from model_parity import SIZES, rope, spellings
 from transformers import LlamaConfig, MistralConfig, OPTConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from quire.errors import UnsupportedModel
 from quire.hf_config import HfConfig
 from quire.models import llama, mistral, opt, qwen2, qwen3
 
-YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
+YARN = rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=64)
+LLAMA3 = rope("llama3", 5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 WINDOW = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
 CASES: list[tuple[Any, PretrainedConfig]] = [
     (qwen2, Qwen2Config(**SIZES)),
-    (qwen2, Qwen2Config(**SIZES, **WINDOW, rope_parameters=dict(YARN))),
+    (qwen2, Qwen2Config(**SIZES, **WINDOW, **YARN)),
     (qwen3, Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True)),
-    (llama, LlamaConfig(**SIZES, rope_parameters=dict(LLAMA3))),
+    (llama, LlamaConfig(**SIZES, **LLAMA3)),
     (mistral, MistralConfig(**SIZES, sliding_window=24)),
     (opt, OPTConfig(vocab_size=199, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4)),
 ]
@@ -30,14 +27,12 @@ CASES: list[tuple[Any, PretrainedConfig]] = [
 
 @pytest.mark.parametrize(("module", "hf"), CASES, ids=lambda value: type(value).__name__)
 def test_both_spellings_read_equal(module: Any, hf: PretrainedConfig, tmp_path: Path) -> None:
-    hf.dtype = "bfloat16"
+    hf.torch_dtype = hf.dtype = "bfloat16"
     hf.save_pretrained(tmp_path)
-    new = HfConfig.from_dir(tmp_path)
-    old_spelling(tmp_path)
-    old = HfConfig.from_dir(tmp_path)
-    assert "rope_parameters" not in old.values and "dtype" not in old.values
+    old, new = (HfConfig(values) for values in spellings(tmp_path))
+    assert "rope_parameters" not in old.values and "rope_theta" not in new.values
     assert module.Config.from_hf(new) == module.Config.from_hf(old)
-    assert new.str("dtype") == old.str("dtype") == "bfloat16"
+    assert new.str("dtype") == new.str("torch_dtype") == old.str("dtype") == old.str("torch_dtype") == "bfloat16"
 
 
 def llama_values(**changes: Any) -> HfConfig:

@@ -3,21 +3,20 @@
 from pathlib import Path
 
 import pytest
-from model_parity import SIZES, check
+from model_parity import SIZES, check, rope
 from transformers import LlamaConfig
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
+LLAMA3_ROPE = rope(
+    "llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+)
 VARIANTS = {
     "llama2": {"num_key_value_heads": 4},
     "grouped_heads": {},
-    "llama3_rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
-    "linear_rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "llama3_rope": {**LLAMA3_ROPE, "tie_word_embeddings": True},
+    "linear_rope": rope("linear", 10000.0, factor=4.0),
     "biases": {"attention_bias": True, "mlp_bias": True},
     "head_dim_of_its_own": {"head_dim": 24},
-    "yi": {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}},
+    "yi": {"rms_norm_eps": 1e-5, **rope("default", 5e6)},
 }
 
 
