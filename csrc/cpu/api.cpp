@@ -18,7 +18,7 @@
 namespace quire {
 namespace {
 
-constexpr int kAbiVersion = 1;  // raised with every change of arguments.h; _native.py holds the same number
+constexpr int kAbiVersion = 2;  // raised with every change of arguments.h; _native.py holds the same number
 
 #if defined(__x86_64__)
 bool has_avx512() {
@@ -126,6 +126,12 @@ int run_silu_mul(const SiluMulArgs& a) {
   constexpr int64_t kCostFactor = 2;  // an exponential costs more than its bytes
   return for_rows(a.rows, kCostFactor * 3 * a.inner * size_of(a.dtype),
                   [&, silu_mul = kernels().silu_mul](int64_t begin, int64_t end) { silu_mul(a, begin, end); });
+}
+
+int run_greedy(const GreedyArgs& a) {
+  if (!known(a.dtype) || a.rows < 0 || a.vocab < 1) return kBadArgument;
+  return for_rows(a.rows, a.vocab * size_of(a.dtype),
+                  [&, greedy = kernels().greedy](int64_t begin, int64_t end) { greedy(a, begin, end); });
 }
 
 bool all_below(const int64_t* ids, int64_t count, int64_t limit) {
@@ -286,6 +292,9 @@ QUIRE_EXPORT int quire_norm(const NormArgs* a) {
 }
 QUIRE_EXPORT int quire_silu_mul(const SiluMulArgs* a) {
   return guarded([a] { return run_silu_mul(*a); });
+}
+QUIRE_EXPORT int quire_greedy(const GreedyArgs* a) {
+  return guarded([a] { return run_greedy(*a); });
 }
 QUIRE_EXPORT int quire_rotary(const RotaryArgs* a) {
   return guarded([a] { return run_rotary(*a); });

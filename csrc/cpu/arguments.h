@@ -70,6 +70,13 @@ struct EmbeddingArgs {
   int64_t tokens, vocab, row_bytes;
 };
 
+// out[rows] = index of the first largest logit, or -1 where a row holds NaN or an infinity
+struct GreedyArgs {
+  const void* logits;
+  int64_t* out;
+  int64_t rows, vocab, stride, dtype;
+};
+
 struct AttentionArgs {
   const void *q, *kv;
   void* out;  // [T, Hq, D] contiguous

@@ -10,4 +10,5 @@
 
 #include "attention.h"
 
-const Kernels kKernels = {QUIRE_ISA_NAME, kTileCols, linear, norm, silu_mul, rotary, attend, attend_part, combine};
+const Kernels kKernels = {QUIRE_ISA_NAME, kTileCols, linear, norm,        silu_mul,
+                          rotary,         greedy,    attend, attend_part, combine};

@@ -33,6 +33,7 @@ struct Kernels {
   void (*norm)(const NormArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulArgs&, int64_t begin, int64_t end);
   void (*rotary)(const RotaryArgs&, int64_t begin, int64_t end);
+  void (*greedy)(const GreedyArgs&, int64_t begin, int64_t end);
   void (*attend)(const AttentionArgs&, const AttentionItem&, float* scratch);
   void (*attend_part)(const AttentionArgs&, const AttentionItem&, int64_t split, float* partial, float* scratch);
   void (*combine)(const AttentionArgs&, const AttentionItem&, const float* partial, float* scratch);

@@ -1,4 +1,4 @@
-// Operators that work on one row at a time: norms, SiLU·mul, rotary. A row's result depends on that row alone.
+// Operators that work on one row at a time: norms, SiLU·mul, rotary, greedy. A row's result depends on that row alone.
 //
 // Included inside the namespace of one instruction set.
 
@@ -111,4 +111,48 @@ void rotary_of(const RotaryArgs& a, int64_t begin, int64_t end) {
 
 void rotary(const RotaryArgs& a, int64_t begin, int64_t end) {
   a.dtype == kBFloat16 ? rotary_of<bf16>(a, begin, end) : rotary_of<float>(a, begin, end);
+}
+
+// The largest of x[0 .. n); `spoilt` becomes NaN when one of them is not finite.
+template <class T>
+inline float largest_of(const T* x, int64_t n, vf* spoilt) {
+  const vf nothing = set1(-__builtin_inff());
+  vf best = nothing;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf v = load(x + i);
+    *spoilt = add(*spoilt, sub(v, v));  // 0, or NaN
+    best = vmax(v, best);
+  }
+  if (i < n) {
+    const vf v = load_n(x + i, n - i);
+    *spoilt = add(*spoilt, sub(v, v));
+    best = vmax(keep_lanes(v, 0, n - i, nothing), best);
+  }
+  float lanes[kLanes];
+  store(lanes, best);
+  float largest = lanes[0];
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+template <class T>
+void greedy_of(const GreedyArgs& a, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = 1024;  // only the block that holds the largest is searched for its place
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(a.logits) + row * a.stride;
+    vf spoilt = zero();
+    float largest = -__builtin_inff();
+    int64_t place = 0;
+    for (int64_t at = 0; at < a.vocab; at += kBlock) {
+      const float found = largest_of(x + at, a.vocab - at < kBlock ? a.vocab - at : kBlock, &spoilt);
+      if (found > largest) largest = found, place = at;
+    }
+    while (place < a.vocab && first(load_n(x + place, 1)) != largest) ++place;
+    a.out[row] = sum(spoilt) == 0 && place < a.vocab ? place : -1;
+  }
+}
+
+void greedy(const GreedyArgs& a, int64_t begin, int64_t end) {
+  a.dtype == kBFloat16 ? greedy_of<bf16>(a, begin, end) : greedy_of<float>(a, begin, end);
 }

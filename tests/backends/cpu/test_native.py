@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from quire.backends.cpu import _native, embedding, linear, paged_attention, rotary, write_kv
+from quire.backends.cpu import _native, embedding, greedy, linear, paged_attention, rotary, write_kv
 from quire.errors import ServerError, UnsupportedShape
 from quire.ops import registry
 
 
 def test_the_registry_takes_it() -> None:
     _, choices = registry.resolve(("cpu", "torch"))
-    assert {choice.backend for choice in choices} == {"cpu"}
+    assert {choice.op for choice in choices if choice.backend == "cpu"} == set(registry.implementations("cpu"))
 
 
 def test_any_cpu_can_load_it() -> None:
@@ -62,6 +62,7 @@ def test_structs_have_the_size_that_the_library_reads() -> None:
     """Field counts of the packers against arguments.h, so that neither can gain a field alone."""
     header = (Path(__file__).parents[3] / "csrc/cpu/arguments.h").read_text()
     modules = {"LinearArgs": linear, "RotaryArgs": rotary, "WriteKvArgs": write_kv, "EmbeddingArgs": embedding}
+    modules["GreedyArgs"] = greedy
     modules["AttentionArgs"] = paged_attention
     for name, module in modules.items():
         body = header.split(f"struct {name} {{")[1].split("};")[0]

@@ -15,7 +15,7 @@ import torch
 
 from quire.errors import QuireError, ServerError, UnsupportedShape
 
-ABI_VERSION = 1  # kAbiVersion of csrc/cpu/api.cpp
+ABI_VERSION = 2  # kAbiVersion of csrc/cpu/api.cpp
 LIBRARY = Path(__file__).with_name("libquire.cpu.so")
 REBUILD = "install quire again with a C++ compiler at hand"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
