@@ -350,6 +350,36 @@ def test_chat_fields_that_cannot_be_honoured(http, fields):
     assert error(chat(http, **fields), 400)["param"] in [*fields, "logprobs"]
 
 
+def test_hostile_bodies_hold_nobody_up(http, server):
+    """A stream goes on while bodies of megabytes are refused; none takes long."""
+    user = {"role": "user", "content": ""}
+    hostile = [
+        {"messages": [user] * 100_000}, {"messages": [{}] * 200_000}, {"messages": MESSAGES, "stop_token_ids": ["a"] * 300_000},
+        {"messages": [{"role": "user", "content": "a" * 5_000_000}]}, {"messages": [{"role": "user", "content": [0] * 1_000_000}]},
+        {"messages": MESSAGES, "logit_bias": {str(i): "x" for i in range(200_000)}},
+    ]  # fmt: skip
+
+    async def main() -> float:
+        longest = 0.0
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            fields = {"prompt": [1], "max_tokens": 4000, "stream": True}
+            async with client.stream("POST", TEXT, json=fields) as response:
+                lines = response.aiter_lines()
+                for body in hostile:
+                    content = json.dumps(body).encode()
+                    headers = {"content-type": "application/json"}
+                    task = asyncio.ensure_future(client.post(CHAT, content=content, headers=headers))
+                    while not task.done():
+                        before = time.monotonic()
+                        await anext(lines)
+                        longest = max(longest, time.monotonic() - before)
+                    error(task.result(), 400)
+        return longest
+
+    assert asyncio.run(main()) < 1.0
+    wait_until_idle(server)
+
+
 def test_fields_that_ask_for_nothing_are_no_error(http):
     neutral = {
         "tools": None, "tool_choice": "auto", "response_format": {"type": "text"}, "best_of": 1, "use_beam_search": False,

@@ -1,8 +1,9 @@
 """Reading a JSON body that may be hostile: bounded while it streams in, strict JSON, bounded depth; big ones off the event loop."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -13,10 +14,24 @@ from quire.server.errors import ClientGone, UnsupportedMediaType
 MAX_BODY_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 BODY_TIMEOUT_S = 60.0
-OFF_LOOP_BYTES = 256 * 2**10
+OFF_LOOP_BYTES = 32 * 2**10
+T = TypeVar("T")
 
 
-async def read_object(request: Request) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Body:
+    """A JSON object, and how many bytes it took."""
+
+    fields: dict[str, Any]
+    num_bytes: int
+
+
+async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
+    """The result of work on a body of that size: of a large one in a thread, so that streams go on meanwhile."""
+    return await asyncio.to_thread(work) if num_bytes > OFF_LOOP_BYTES else work()
+
+
+async def read_object(request: Request) -> Body:
     """The body as a JSON object. Raises InvalidRequest, RequestTooLarge, UnsupportedMediaType or ClientGone."""
     _check_headers(request.headers)
     try:
@@ -25,9 +40,7 @@ async def read_object(request: Request) -> dict[str, Any]:
         raise ClientGone("the client left while it sent the body") from None
     except asyncio.TimeoutError:
         raise InvalidRequest(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
-    if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(parse_object, body)
-    return parse_object(body)
+    return Body(await off_loop(len(body), lambda: parse_object(body)), len(body))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

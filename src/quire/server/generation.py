@@ -1,20 +1,15 @@
 """Generation: what one HTTP request asks of the engine, from its prompts to their outputs in text."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from quire.core.outputs import NO_TOKEN_ALLOWED_ERROR, NOT_FINITE_ERROR, EngineOutput
-from quire.core.params import SamplingParams
 from quire.engine.client import Stream
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
 from quire.server.serving import Serving
-
-OFF_LOOP_CHARS = 32_768  # longer prompts are tokenised in a thread, so that streams go on
 
 
 @dataclass
@@ -114,17 +109,6 @@ def error_of(output: EngineOutput) -> QuireError:
     if output.error == NO_TOKEN_ALLOWED_ERROR:
         return InvalidRequest(output.error, "allowed_token_ids")
     return (NumericalError if output.error == NOT_FINITE_ERROR else ServerError)(output.error or "the model failed")
-
-
-async def start(serving: Serving, prompts: Sequence[Any], params: SamplingParams, **options: Any) -> Generation:
-    """Validates and tokenises prompts, and submits them. options: those of Frontend.open. Raises ClientError or EngineUnavailable."""
-    frontend = serving.frontend
-
-    def open_all() -> list[RequestStream]:
-        return [frontend.open(prompt, params, **options) for prompt in prompts]
-
-    long = sum(len(prompt) for prompt in prompts) > OFF_LOOP_CHARS
-    return Generation(serving, await asyncio.to_thread(open_all) if long else open_all())
 
 
 def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from quire.errors import InvalidRequest
 from quire.outputs import CompletionOutput, RequestOutput
-from quire.server.generation import Generation, start
-from quire.server.openai.endpoint import Call, encoder, frontend_options, json_response, read_request, request_body
+from quire.server.body import off_loop
+from quire.server.generation import Generation
+from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
 from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
 from quire.server.openai.schemas import ChatCompletionRequest, sampling_params
 from quire.server.openai.shapes import (
@@ -33,7 +34,7 @@ router = APIRouter()
 async def chat_completions(http: Request) -> Response:
     """The next message of a chat."""
     request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")
-    generation = await _start(request, call.serving)
+    generation = await _start(request, call)
     if request.stream:
         return EventStream(ChatStream(request, call, generation).events(), generation.close, call.headers)
     try:
@@ -43,19 +44,19 @@ async def chat_completions(http: Request) -> Response:
     return json_response(_completion(request, call, results[0]), call)
 
 
-async def _start(request: ChatCompletionRequest, serving: Serving) -> Generation:
-    frontend = serving.frontend
+async def _start(request: ChatCompletionRequest, call: Call) -> Generation:
+    serving = call.serving
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     params = sampling_params(
         request,
-        {"max_tokens": None, **frontend.generation.sampling},
+        {"max_tokens": None, **serving.frontend.generation.sampling},
         max_logprobs=serving.args.max_logprobs,
         max_tokens=asked,
         logprobs=_num_top_logprobs(request),
     )
-    options = frontend_options(request, asked_max_tokens=asked is not None)
-    prompt = render(request, serving)
-    return await start(serving, [prompt], params, add_special_tokens=bool(request.add_special_tokens), **options)
+    prompt = await off_loop(call.num_bytes, lambda: render(request, serving))
+    special = bool(request.add_special_tokens)
+    return await start(call, request, [prompt], params, add_special_tokens=special, cap_max_tokens=asked is None)
 
 
 def render(request: ChatCompletionRequest, serving: Serving) -> str:

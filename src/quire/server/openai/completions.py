@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from quire.outputs import CompletionOutput, RequestOutput
-from quire.server.generation import Generation, Run, start
-from quire.server.openai.endpoint import Call, encoder, frontend_options, json_response, read_request, request_body
+from quire.server.generation import Generation, Run
+from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
 from quire.server.openai.logprobs import LogprobWriter, Position, prompt_logprobs_json
 from quire.server.openai.schemas import CompletionRequest, sampling_params
 from quire.server.openai.shapes import Completion, CompletionChoice, CompletionLogprobs, Usage, usage
@@ -23,7 +23,7 @@ router = APIRouter()
 async def completions(http: Request) -> Response:
     """How one or more texts go on."""
     request, call = await read_request(http, CompletionRequest, "cmpl")
-    generation = await _start(request, call.serving)
+    generation = await _start(request, call)
     writer = ChoiceWriter(request, call.serving, generation)
     if request.stream:
         return EventStream(_events(request, call, generation, writer), generation.close, call.headers)
@@ -34,11 +34,11 @@ async def completions(http: Request) -> Response:
     return json_response(_completion(call, generation, results, writer), call)
 
 
-async def _start(request: CompletionRequest, serving: Serving) -> Generation:
-    frontend = serving.frontend
+async def _start(request: CompletionRequest, call: Call) -> Generation:
+    serving = call.serving
     params = sampling_params(
         request,
-        {"max_tokens": DEFAULT_MAX_TOKENS, **frontend.generation.sampling},
+        {"max_tokens": DEFAULT_MAX_TOKENS, **serving.frontend.generation.sampling},
         max_logprobs=serving.args.max_logprobs,
         max_tokens=1 if _only_echo(request) else request.max_tokens,
         logprobs=request.logprobs,
@@ -46,9 +46,8 @@ async def _start(request: CompletionRequest, serving: Serving) -> Generation:
         if request.echo and request.prompt_logprobs is None
         else request.prompt_logprobs,
     )
-    options = frontend_options(request, asked_max_tokens=request.max_tokens is not None)
-    special = request.add_special_tokens is not False
-    return await start(serving, request.prompts, params, add_special_tokens=special, **options)
+    special, cap = request.add_special_tokens is not False, request.max_tokens is None
+    return await start(call, request, request.prompts, params, add_special_tokens=special, cap_max_tokens=cap)
 
 
 def _only_echo(request: CompletionRequest) -> bool:

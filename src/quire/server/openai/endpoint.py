@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.config import EngineConfig
+from quire.core.params import SamplingParams
 from quire.errors import InvalidRequest
-from quire.server.body import read_object
+from quire.server.body import off_loop, read_object
+from quire.server.generation import Generation
 from quire.server.openai.fields import check_unhonoured
 from quire.server.openai.schemas import GenerateRequest, R, parse
 from quire.server.serving import Serving
@@ -27,12 +30,14 @@ encoder = msgspec.json.Encoder()
 class Call:
     """One call of an endpoint: what its answer begins with.
 
-    headers  of the response
+    num_bytes  of the request's body
+    headers    of the response
     """
 
     serving: Serving
     id: str
     model: str
+    num_bytes: int
     created: int = field(default_factory=lambda: int(time.time()))
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -46,9 +51,8 @@ async def read_request(http: Request, kind: type[R], prefix: str) -> tuple[R, Ca
     """The validated request of an endpoint. Raises ClientError types, or EngineUnavailable while the server starts."""
     serving: Serving = http.app.state.serving
     body = await read_object(http)
-    request = parse(kind, body)
-    unknown = check_unhonoured(request.model_extra or {}) + request.unknown_stream_options
-    call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model))
+    request, unknown = await off_loop(body.num_bytes, lambda: _validated(kind, body.fields))
+    call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model), body.num_bytes)
     if unknown:
         serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])
         call.headers["x-quire-ignored"] = ignored_header(unknown)
@@ -62,13 +66,21 @@ def ignored_header(names: list[str]) -> str:
     return ", ".join([*safe, "..."] if len(names) > MAX_NAMED_FIELDS else safe)
 
 
-def frontend_options(request: GenerateRequest, *, asked_max_tokens: bool) -> dict[str, Any]:
-    """Options of Frontend.open. A max_tokens that the caller asked for is refused, not cut, when it does not fit."""
-    return {
+async def start(
+    call: Call, request: GenerateRequest, prompts: Sequence[Any], params: SamplingParams, **options: Any
+) -> Generation:
+    """Validates and tokenises prompts, and submits them. options: further ones of Frontend.open.
+
+    A max_tokens that the caller asked for is refused, not cut, when it does not fit.
+    Raises ClientError or EngineUnavailable.
+    """
+    frontend = call.serving.frontend
+    options |= {
         "priority": request.priority or 0,
         "cache_salt": request.cache_salt or "",
-        "cap_max_tokens": not asked_max_tokens,
     }
+    streams = await off_loop(call.num_bytes, lambda: [frontend.open(prompt, params, **options) for prompt in prompts])
+    return Generation(call.serving, streams)
 
 
 def json_response(answer: msgspec.Struct, call: Call) -> Response:
@@ -81,6 +93,12 @@ def request_body(kind: type[GenerateRequest]) -> dict[str, Any]:
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _validated(kind: type[R], fields: dict[str, Any]) -> tuple[R, list[str]]:
+    """The request, and the names of fields that nobody knows."""
+    request = parse(kind, fields)
+    return request, check_unhonoured(request.model_extra or {}) + request.unknown_stream_options
 
 
 def _check_options(request: GenerateRequest, serving: Serving) -> None:

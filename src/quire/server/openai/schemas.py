@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
 
 from quire.core.params import RequestOutputKind, SamplingParams
 from quire.errors import InvalidRequest
 
 MAX_PROMPTS = 256
+MAX_MESSAGES = 16_384
 # JSON has one kind of number, and some clients write 100.0 for 100: taken where it is whole, and refused by SamplingParams where not.
 Whole = Annotated[int | float, WithJsonSchema({"type": "integer"})] | None
 Number = float | None
@@ -97,7 +98,7 @@ class Message(BaseModel):
 class ChatCompletionRequest(GenerateRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], FailFast()]
+    messages: Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: Whole = None
     logprobs: bool | None = None
     top_logprobs: Whole = None
