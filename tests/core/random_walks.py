@@ -8,13 +8,30 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from stub_runner import Harness, config_of, replayed, request
 
 from quire.core.scheduler import SchedulerConfig
 from quire.errors import ClientError
 
-NUM_OPERATIONS = 120
+NUM_OPERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a walk is about. shares: max_tokens of requests, as parts of the model length."""
+
+    block_size: tuple[int, int]
+    num_usable: tuple[int, int]
+    max_num_seqs: tuple[int, int]
+    max_prompt: int
+    shares: tuple[float, ...]
+    add_weight: int
+
+
+ANYTHING = Profile((1, 4), (2, 14), (1, 6), max_prompt=14, shares=(0.01, 0.3, 1.0), add_weight=10)
+CROWDED = Profile((1, 2), (6, 24), (3, 8), max_prompt=6, shares=(0.3, 0.5, 1.0), add_weight=30)
 
 
 class Walk:
@@ -22,10 +39,12 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
+        self.profile = self.draw.choice((ANYTHING, CROWDED, CROWDED))
         self.harness = Harness(self._config(), collide=self.draw.choice((None, None, 1, 5)))
         self.num_operations = 0
         self.events: list[tuple[int, Callable[[], None]]] = [
-            (18, self.add), (4, self.abort), (2, self.abort_one), (3, self.preempt), (1, self.reset), (1, self.crash), (60, self.advance),
+            (self.profile.add_weight, self.add), (1, self.abort), (1, self.abort_one), (2, self.preempt), (1, self.reset),
+            (1, self.crash), (80, self.advance),
         ]  # fmt: skip
 
     def run(self) -> None:
@@ -40,11 +59,11 @@ class Walk:
     def _config(self) -> SchedulerConfig:
         draw = self.draw
         return config_of(
-            block_size=draw.randint(1, 4),
-            num_usable=draw.randint(2, 12),
-            max_num_seqs=draw.randint(1, 5),
-            max_num_batched_tokens=draw.randint(1, 12),
-            max_model_len=draw.choice((10, 1000)),
+            block_size=draw.randint(*self.profile.block_size),
+            num_usable=draw.randint(*self.profile.num_usable),
+            max_num_seqs=draw.randint(*self.profile.max_num_seqs),
+            max_num_batched_tokens=draw.choice((1, 2, 3, 6, 12, 24)),
+            max_model_len=draw.choice((10, 20, 1000)),
             policy=draw.choice(("fcfs", "priority")),
             enable_prefix_caching=draw.random() < 0.8,
             enable_chunked_prefill=draw.random() < 0.7,
@@ -57,12 +76,15 @@ class Walk:
             params["prompt_logprobs"] = 1
         if draw.random() < 0.2:
             params["logprobs"] = 1
-        max_tokens = draw.choice((1, 4, 12, 30))
-        prompt = [0] * draw.randint(0, 5) + [draw.randrange(2) for _ in range(draw.randint(1, 5))]
+        longest = self.harness.config.max_model_len
+        num_varied = draw.randint(1, max(1, self.profile.max_prompt // 2))
+        prompt = [0] * draw.randint(0, self.profile.max_prompt // 2) + [draw.randrange(2) for _ in range(num_varied)]
+        max_tokens = max(1, min(int(longest * draw.choice(self.profile.shares)), longest - len(prompt)))
         new = request(
-            f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aab"), priority=draw.randrange(3),
-            eos=draw.choice(((), (), (1,), (2, 3))), max_tokens=max_tokens, min_tokens=draw.choice((0, max_tokens // 2)),
-            n=draw.choice((1, 1, 1, 2, 3)), ignore_eos=draw.random() < 0.3, stop_token_ids=draw.choice(([], [4])), **params,
+            f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aaab"), priority=draw.randrange(3),
+            eos=draw.choice(((), (), (1,), (2, 3))), ignore_eos=draw.random() < 0.5, max_tokens=max_tokens,
+            min_tokens=draw.choice((0, max_tokens // 2)), n=draw.choice((1, 1, 1, 2, 3)),
+            stop_token_ids=draw.choice(([], [], [4])), **params,
         )  # fmt: skip
         try:
             self.harness.add(new)
@@ -88,13 +110,13 @@ class Walk:
     def advance(self) -> None:
         if self.harness.batch is None:
             self.harness.schedule()
-        elif self.draw.random() < 0.05:
+        elif self.draw.random() < 0.02:
             self.harness.abandon(executed=self.draw.random() < 0.5)
-        elif self.draw.random() < 0.05 and self._all_still_run():
+        elif self.draw.random() < 0.02 and self._all_still_run():
             self.harness.commit_retried()
         else:
             scheduled = [s.seq_id for s in self.harness.batch.scheduled]
-            self.harness.commit({seq_id for seq_id in scheduled if self.draw.random() < 0.02})
+            self.harness.commit({seq_id for seq_id in scheduled if self.draw.random() < 0.01})
 
     def _all_still_run(self) -> bool:
         return {s.seq_id for s in self.harness.batch.scheduled} <= {s.seq_id for s in self.harness.running()}
@@ -103,9 +125,9 @@ class Walk:
         return sorted({id for id, _ in self.harness.owed}) or ["nobody"]
 
 
-def walk(num_operations: int, seed: int) -> tuple[int, int]:
-    """Walks until so many operations are done; returns them and the natural preemptions among them."""
-    done = preemptions = 0
+def walk(num_operations: int, seed: int) -> tuple[int, int, int]:
+    """Walks until so many operations are done. Returns them, preemptions for want of blocks, sequences pinned by these."""
+    done = preemptions = pinned = 0
     while done < num_operations:
         one = Walk(seed)
         try:
@@ -115,8 +137,9 @@ def walk(num_operations: int, seed: int) -> tuple[int, int]:
             raise
         done += one.num_operations
         preemptions += one.harness.num_natural_preemptions
+        pinned += one.harness.num_pinned
         seed += 1
-    return done, preemptions
+    return done, preemptions, pinned
 
 
 def main() -> int:
@@ -125,10 +148,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     began = time.monotonic()
-    done, preemptions = walk(options.operations, options.seed)
-    print(
-        f"{done} operations, {preemptions} preemptions for want of blocks, 0 violations, {time.monotonic() - began:.1f} s"
-    )
+    done, preemptions, pinned = walk(options.operations, options.seed)
+    seconds = time.monotonic() - began
+    print(f"{done} operations, {preemptions} preemptions, {pinned} pinned, 0 violations, {seconds:.1f} s")
     return 0
 
 

@@ -112,15 +112,15 @@ class StubRunner:
             require(self.rows.pop(seq_id, None) is not None or seq_id in self.unsure, "removed twice", seq_id)
         for new in batch.added:
             require(new.seq_id not in self.rows, "added twice", new)
-            self.rows[new.seq_id] = Row(
-                new, salts[new.seq_id], list(new.token_ids), new.num_computed_tokens, list(new.block_ids)
-            )
+            self.rows[new.seq_id] = Row(new, salts[new.seq_id], new.token_ids, new.num_computed_tokens, new.block_ids)
         require(len(self.rows) <= self.config.max_num_seqs, "too many rows", len(self.rows))
         require(batch.num_tokens <= self.config.max_num_batched_tokens, "over budget", batch)
         require(len({s.seq_id for s in batch.scheduled}) == len(batch.scheduled), "scheduled twice", batch)
         return StepResult(
             [self._run(s.seq_id, s.num_new_tokens, s.new_block_ids, s.seq_id in failing) for s in batch.scheduled]
         )
+
+    # Rows append to the lists that they were given, as a runner may: the scheduler must not need them any more.
 
     def _run(self, seq_id: int, num_new: int, new_block_ids: list[int], fails: bool) -> SequenceResult:
         row = self.rows[seq_id]
@@ -193,6 +193,7 @@ class Harness:
     salts: dict[int, str] = field(default_factory=dict)
     num_steps: int = 0
     num_natural_preemptions: int = 0
+    num_pinned: int = 0
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.config)
@@ -237,6 +238,7 @@ class Harness:
         before = {s.seq_id: s.num_preemptions for s in self.running()}
         self.batch = self.scheduler.schedule()
         self.salts = {s.seq_id: s.request.cache_salt for s in self.running()}
+        require(self.scheduler.stats().num_step_tokens == self.batch.num_tokens, "tokens miscounted", self.batch)
         self._check_order(before)
         if self.scheduler.has_work():
             require(bool(self.batch.scheduled), "there is work, and none was scheduled")
@@ -330,6 +332,8 @@ class Harness:
         if not stats.running:
             require(self.scheduler.pool.num_free == self.config.num_blocks - 1, "blocks held by nobody", stats)
         size = self.config.block_size
+        for sequence in self.waiting():
+            require(not sequence.block_ids and not sequence.num_computed_tokens, "waits and holds", sequence.seq_id)
         for sequence in self.running():
             require(
                 sequence.num_computed_tokens <= len(sequence.block_ids) * size,
@@ -380,6 +384,7 @@ class Harness:
             for other in self.running():
                 pinned = other.num_preemptions >= MAX_PREEMPTIONS
                 require(pinned or order(other) < order(victim), "the wrong victim", victim.seq_id, other.seq_id)
+        self.num_pinned += sum(before[victim.seq_id] == MAX_PREEMPTIONS - 1 for victim in victims)
         added = [s for s in self.running() if s.seq_id in {new.seq_id for new in self.batch.added}]
         if added and self.waiting():
             require(max(map(order, added)) < min(map(order, self.waiting())), "served out of order")

@@ -201,6 +201,8 @@ def test_a_reset_forgets_blocks_and_recomputes_what_runs() -> None:
     step(h)
     h.reset_prefix_cache()
     assert step(h) == [(0, 10)]
+    h.add(request("b", [1] * 9, max_tokens=1))
+    assert [o.num_cached_tokens for o in h.step()] == [0, 8]  # what was computed anew is found again
     h.drain()
 
 
@@ -258,6 +260,16 @@ def test_a_victim_already_in_the_step_is_taken_out_of_it() -> None:
     assert run_until_preemption(h) == "idle"
     assert rows(h.batch) == [(1, 1)]
     assert h.scheduler.stats().num_step_tokens == 1
+    h.drain()
+
+
+def test_a_victim_amid_its_prompt_gets_nothing_in_that_step() -> None:
+    h = harness(num_blocks=17, block_size=1, max_num_batched_tokens=2)  # 16 tokens
+    h.add(request("old", [1] * 2, max_tokens=15))
+    h.add(request("new", [2] * 12, max_tokens=1))
+    assert run_until_preemption(h) == "new"
+    assert len(h.runner.rows[1].token_ids) == 12 > h.runner.rows[1].num_computed
+    assert rows(h.batch) == [(0, 1)]
     h.drain()
 
 
