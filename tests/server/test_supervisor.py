@@ -239,7 +239,7 @@ def test_a_port_in_use_is_said_at_once_with_its_holder(tmp_path, model):
         began = time.monotonic()
         server = Server(tmp_path / "log", model, fake=True, wait=False, port=sock.getsockname()[1])
         assert server.wait(5) == 2
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4  # 0.5 s on a machine that has nothing else to do
         assert f"in use by process {os.getpid()}" in server.text()
         assert "Traceback" not in server.text()
 
@@ -304,6 +304,14 @@ def test_only_the_http_port_listens_and_secrets_are_in_no_command_line(tmp_path,
         assert tcp == {server.port}
         assert not any("sk-secret-1" in word for p in family for word in p.cmdline())
         assert "sk-secret-1" not in server.text()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot leave the current folder out")
+def test_modules_of_the_current_folder_are_not_imported(tmp_path, model, monkeypatch):
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    with Server(tmp_path / "log", model, fake=True) as server:
+        assert server.health() == 200
 
 
 def test_what_people_look_for_is_in_the_log(server):

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Child:
             self.process = subprocess.Popen(
                 [*command, "--control-fd", str(theirs.fileno()), "--parent", str(os.getpid())],
                 pass_fds=[theirs.fileno(), *fds],
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -63,3 +65,10 @@ class Child:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+def _environment() -> dict[str, str]:
+    """Ours. `python -m` puts the current folder before all others, where a user's torch.py would be found first: unless we were
+    started that way ourselves, children leave it out (Python 3.11 and later)."""
+    safe = sys.path[0] not in ("", os.getcwd())
+    return {**os.environ, "PYTHONSAFEPATH": "1"} if safe else dict(os.environ)
