@@ -465,7 +465,11 @@ def test_no_web_page_of_a_stranger_may_read_answers_unless_told_so(tmp_path, htt
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in http.options(CHAT, headers=asked).headers
     folder = fake_model(tmp_path / "model")
-    with Server(tmp_path / "log", folder, fake=True, allowed_origins=["https://good.example"]) as server:
+    options = {"allowed_origins": ["https://good.example"], "api_key": ["k"]}
+    with Server(tmp_path / "log", folder, fake=True, **options) as server:
+        refused = httpx.get(server.url + "/v1/models", headers={"Origin": "https://good.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://good.example"
         for origin, allowed in (("https://good.example", True), ("https://evil.example", False)):
             response = httpx.options(server.url + CHAT, headers={**asked, "Origin": origin})
             assert (response.headers.get("access-control-allow-origin") == origin) == allowed

@@ -34,15 +34,16 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         app.include_router(router)
     app.add_exception_handler(QuireError, _quire_error)
     app.add_exception_handler(HTTPException, _http_error)
-    if serving.args.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=serving.args.allowed_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-Id", "X-Quire-Ignored", "Retry-After"],
-        )
-    return Gate(app, serving, max_active)
+    gate = Gate(app, serving, max_active)
+    if not serving.args.allowed_origins:
+        return gate
+    return CORSMiddleware(  # outermost, so that pages may read the gate's errors too
+        gate,
+        allow_origins=serving.args.allowed_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "X-Quire-Ignored", "Retry-After"],
+    )
 
 
 async def _quire_error(_: Request, error: Exception) -> Response:
