@@ -8,7 +8,7 @@ import torch
 
 from quire.ops.forward_batch import ForwardBatch
 from quire.platform.cpu import CpuPlatform
-from quire.runner.graphs import SIZES, DecodeGraphs, graph_sizes, padded_size
+from quire.runner.graphs import SIZES, DecodeGraphs, GraphStore, graph_sizes, padded_size
 
 MAX_LEN, MAX_BLOCKS, VOCAB = 64, 8, 11
 
@@ -82,7 +82,9 @@ def platform() -> RecordingPlatform:
 
 @pytest.fixture
 def graphs(platform) -> DecodeGraphs:
-    return DecodeGraphs(platform, forward, max_num_seqs=6, max_model_len=MAX_LEN, max_blocks=MAX_BLOCKS)
+    return DecodeGraphs(
+        platform, forward, GraphStore(platform), max_num_seqs=6, max_model_len=MAX_LEN, max_blocks=MAX_BLOCKS
+    )
 
 
 def test_each_size_is_captured_once_and_replays_later_steps(graphs, platform):
@@ -106,7 +108,7 @@ def test_stale_block_ids_past_a_narrower_table_are_not_read(graphs):
     graphs.run(step(2, 0, width=8))
     narrow = step(2, 1, width=2)
     narrow.seq_lens.clamp_(max=16)
-    captured = graphs._graphs[2][1]
+    captured = graphs._captured[2]
     graphs.run(narrow)
     # Columns past the step's width keep old ids; lengths say that nobody reads them.
     assert torch.equal(captured.block_tables[:, :2], narrow.block_tables)
@@ -122,6 +124,17 @@ def test_other_steps_are_refused(graphs):
     partial.logits_indices = torch.arange(2)
     assert graphs.run(partial) is None
     assert graphs.captured_sizes == []
+
+
+def test_stores_share_the_memory_of_temporaries(platform):
+    first = GraphStore(platform)
+    second = GraphStore(platform, pool_of=first)
+    second.run(1, lambda: None)
+    first.run(1, lambda: None)
+    first.run(2, lambda: None)
+    second.run(2, lambda: None)
+    assert platform.pools == [None, None, "pool", "pool"]
+    assert first.sizes == second.sizes == [1, 2]
 
 
 def test_sizes():

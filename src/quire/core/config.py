@@ -19,6 +19,7 @@ class SchedulerConfig:
     policy                   "fcfs": order of arrival; "priority": lower Request.priority first, then arrival
     enable_chunked_prefill   split long prompts over steps; without it a prompt is computed whole, alone if need be
     max_num_queued_reqs      requests that may wait beyond those for which a seat is free; None = no limit
+    max_decode_steps         decoding steps that the runner does in a row without a word from the host; 0 = it cannot
     Raises ConfigError naming the flag.
     """
 
@@ -31,6 +32,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_num_queued_reqs: int | None = None
+    max_decode_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):

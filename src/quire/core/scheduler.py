@@ -61,8 +61,12 @@ class _Step:
 class Scheduler:
     """Continuous batching over a paged KV cache. Decides only: no clock, no I/O, no randomness.
 
-    Calls come in turns: schedule, execute elsewhere, commit of that same batch. add and abort may come at any moment
-    between calls, also between schedule and commit; the scheduler is not safe for concurrent threads.
+    Calls come in turns: schedule, execute elsewhere, commit of that same batch. Decoding steps may also overlap:
+
+        schedule ─ a ─┬─ schedule_ahead ─ b ─┬─ commit a ─ schedule_ahead ─ c ─┬─ commit b ─ … ─ schedule_ahead: None ─ commit
+                      └─ a runs ─────────────┴─ b runs ────────────────────────┴─ c runs
+
+    add and abort may come at any moment between calls; the scheduler is not safe for concurrent threads.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -75,7 +79,7 @@ class Scheduler:
         self._held: dict[str, list[Sequence]] = {}
         self._requests: dict[str, dict[int, Sequence]] = {}  # sequences that have not ended, by request and index
         self._removed: list[int] = []
-        self._in_flight: Batch | None = None
+        self._in_flight: list[Batch] = []  # oldest first
         self._prompt_goes_alone = False
         self._stuck: tuple[int, int] | None = None
         self._next_seq_id = 0
@@ -163,7 +167,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Decides the next step: running sequences first, decodes before chunks, then the queue in order."""
-        if self._in_flight is not None:
+        if self._in_flight:
             raise RuntimeError("schedule() called again before commit() of the last batch")
         step = _Step(self.config.max_num_batched_tokens)
         if self._prompt_goes_alone:
@@ -174,9 +178,36 @@ class Scheduler:
             if not step.preempted:
                 self._admit(step)
         self._num_step_tokens = self.config.max_num_batched_tokens - step.budget
-        self._in_flight = Batch(list(step.rows.values()), step.added, self._removed)
+        decode_steps = self._lengthen(step)
+        self._in_flight = [Batch(list(step.rows.values()), step.added, self._removed, decode_steps)]
         self._removed = []
-        return self._in_flight
+        return self._in_flight[0]
+
+    def schedule_ahead(self) -> Batch | None:
+        """Decides on decoding steps after those under way, before anyone knows what these give: the same rows go on.
+
+        None when there is something else to decide first: somebody can be admitted, blocks lack, or many rows have ended. Call it
+        again, or schedule, after the next commit.
+        """
+        if len(self._in_flight) != 1 or not self._in_flight[0].decode_steps or self._may_admit():
+            return None
+        rows = self._in_flight[0].scheduled
+        running = [self._running.get(row.seq_id) for row in rows]
+        counts = [0 if s is None else min(self.config.max_decode_steps, s.num_left) for s in running]
+        if sum(count > 0 for count in counts) * 8 < len(rows) * 7:
+            return None  # a smaller batch costs less
+        new_block_ids = self._blocks_ahead(
+            [(s, count) for s, count in zip(running, counts, strict=True) if s is not None]
+        )
+        if new_block_ids is None:
+            return None
+        scheduled = [
+            ScheduledSequence(row.seq_id, count, new_block_ids.get(row.seq_id, []))
+            for row, count in zip(rows, counts, strict=True)
+        ]
+        batch = Batch(scheduled, decode_steps=max(counts), follows=True)
+        self._in_flight.append(batch)
+        return batch
 
     def commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
         """Takes in what the step gave: appends tokens, ends sequences, files full blocks in the prefix cache.
@@ -184,15 +215,21 @@ class Scheduler:
         Returns an output for each sequence that got tokens or ended, in batch order.
         Raises RuntimeError if the result is not one of this batch.
         """
-        if batch is not self._in_flight:
+        if not self._in_flight or batch is not self._in_flight[0]:
             raise RuntimeError("commit() of a batch that is not the one under way")
-        self._in_flight = None
+        del self._in_flight[0]
         outputs = []
         for row, sequence_result in zip(batch.scheduled, result.results, strict=True):
             if sequence_result.seq_id != row.seq_id:
                 raise RuntimeError(f"result for sequence {sequence_result.seq_id} where {row.seq_id} was scheduled")
             sequence = self._running.get(row.seq_id)
-            if sequence is not None:  # else it was aborted or preempted meanwhile
+            if sequence is not None:  # else it has ended, or was aborted or preempted meanwhile
+                if (
+                    batch.decode_steps
+                    and len(sequence_result.token_ids) != row.num_new_tokens
+                    and sequence_result.error is None
+                ):
+                    raise RuntimeError(f"sequence {row.seq_id} lacks tokens of {row.num_new_tokens} decoding steps")
                 output = self._accept(sequence, sequence_result)
                 if output is not None:
                     outputs.append(output)
@@ -216,14 +253,64 @@ class Scheduler:
         return rows
 
     def abandon(self, batch: Batch) -> None:
-        """Ends the batch under way without results: its sequences lose their blocks and are recomputed."""
-        if batch is not self._in_flight:
+        """Ends the last batch under way without results: its sequences lose their blocks and are recomputed."""
+        if not self._in_flight or batch is not self._in_flight[-1]:
             raise RuntimeError("abandon() of a batch that is not the one under way")
-        self._in_flight = None
+        del self._in_flight[-1]
         for row in batch.scheduled:
             if row.seq_id in self._running:
                 self._preempt(self._running[row.seq_id])
         self._removed = [*batch.removed, *self._removed]  # the runner may not have heard of these
+
+    def abandon_all(self) -> None:
+        """Abandons every batch under way."""
+        for batch in reversed(self._in_flight):
+            self.abandon(batch)
+
+    # ---- decoding steps in a row ----
+
+    def stop_lengthening(self) -> None:
+        """From now on every batch is one step."""
+        self.config = replace(self.config, max_decode_steps=0)
+
+    def _lengthen(self, step: _Step) -> int:
+        """Makes several decoding steps of a step in which there is nothing but decoding. Returns how many; 0 = it stays one step."""
+        limit = self.config.max_decode_steps
+        if not limit or step.added or step.preempted or self._prompt_goes_alone or len(step.rows) != len(self._running):
+            return 0
+        sequences = [self._running[seq_id] for seq_id in step.rows]
+        if not sequences or not all(s.runs_alone and s.num_computed_tokens == len(s.token_ids) for s in sequences):
+            return 0
+        more = [(s, min(limit - 1, s.num_left)) for s in sequences]  # beside the one that the step has given it
+        new_block_ids = self._blocks_ahead(more)
+        if new_block_ids is None:
+            return 1
+        for sequence, count in more:
+            row = step.rows[sequence.seq_id]
+            blocks = row.new_block_ids + new_block_ids.get(row.seq_id, [])
+            step.rows[row.seq_id] = ScheduledSequence(row.seq_id, 1 + count, blocks)
+        return 1 + max(count for _, count in more)
+
+    def _blocks_ahead(self, more: list[tuple[Sequence, int]]) -> dict[int, list[int]] | None:
+        """Gives each sequence blocks for so many tokens more, and counts these as computed; returns the new blocks of those that
+        got any. None, and nothing is done, if there are too few."""
+        blocks_for = self.config.blocks_for
+        needs = [(s, blocks_for(s.num_computed_tokens + count) - len(s.block_ids)) for s, count in more if count]
+        needs = [(s, need) for s, need in needs if need > 0]
+        if sum(need for _, need in needs) > self.pool.num_free:
+            return None
+        found = {}
+        for sequence, need in needs:
+            found[sequence.seq_id] = self.pool.allocate(need)
+            sequence.block_ids += found[sequence.seq_id]
+        for sequence, count in more:
+            sequence.num_computed_tokens += count
+        return found
+
+    def _may_admit(self) -> bool:
+        sequence = self._waiting.peek()
+        has_seat = len(self._running) < self.config.max_num_seqs
+        return sequence is not None and has_seat and not self._is_stuck(sequence)
 
     # ---- scheduling ----
 
@@ -351,13 +438,13 @@ class Scheduler:
     def _accept(self, sequence: Sequence, result: SequenceResult) -> EngineOutput | None:
         if result.error is not None:
             return self._fail(sequence, result.error)
-        caught_up = sequence.num_computed_tokens == len(sequence.token_ids)
+        caught_up = sequence.num_computed_tokens >= len(sequence.token_ids)
         if caught_up != bool(result.token_ids):
             raise RuntimeError(f"sequence {sequence.seq_id} got {len(result.token_ids)} tokens, caught up: {caught_up}")
         if sequence.prompt_logprobs is not None and result.prompt_logprobs:
             sequence.prompt_logprobs += result.prompt_logprobs
-        self._file_blocks(sequence)
         if not caught_up:
+            self._file_blocks(sequence)
             return None
         if self._held:
             self._release_siblings(sequence.request.id)
@@ -366,6 +453,7 @@ class Scheduler:
     def _extend(self, sequence: Sequence, result: SequenceResult, cut: Cut) -> EngineOutput:
         token_ids = result.token_ids[: cut.num_kept]
         sequence.token_ids += token_ids
+        self._file_blocks(sequence)
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         if cut.finish_reason is not None:
             self._end(sequence)
@@ -398,7 +486,8 @@ class Scheduler:
     def _file_blocks(self, sequence: Sequence) -> None:
         if self.cache is None or sequence.prefix is None:
             return
-        num_full = sequence.num_computed_tokens // self.config.block_size
+        # The last known token is left out: whether it is computed is not sure while steps are under way.
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids) - 1) // self.config.block_size
         if num_full > sequence.prefix.num_blocks:
             self.cache.file(sequence.prefix, sequence.token_ids, sequence.block_ids, num_full)
 

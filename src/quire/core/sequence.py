@@ -3,6 +3,7 @@
 import enum
 
 from quire.core.batch import NewSequence, ScheduledSequence, TokenLogprobs
+from quire.core.params import SamplingParams
 from quire.core.prefix_cache import PrefixChain
 from quire.core.request import Request
 from quire.core.stop import StopRule
@@ -40,11 +41,12 @@ class Sequence:
     prompt_logprobs    collected so far; None when none are wanted or they have been reported
     prefix             where it stands in the prefix cache; None without prefix caching
     decode_row         its row in every step that computes one token and needs no new block
+    runs_alone         a runner can choose its tokens without a word from the host
     """
 
     __slots__ = (
         "block_ids", "decode_row", "index", "num_cached_tokens", "num_computed_tokens", "num_preemptions",
-        "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "seq_id", "status", "stop", "token_ids",
+        "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "runs_alone", "seq_id", "status", "stop", "token_ids",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, index: int, request: Request, stop: StopRule, prefix: PrefixChain | None) -> None:
@@ -64,11 +66,18 @@ class Sequence:
         wanted = request.params.prompt_logprobs is not None and index == 0 and not emitted
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
         self.decode_row = ScheduledSequence(seq_id, 1)
+        self.runs_alone = not request.bad_words_token_ids and _takes_the_likeliest(request.params)
 
     @property
     def num_generated(self) -> int:
         """Tokens after the prompt, replayed ones included."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still get, beside those that steps under way give. Of decoding sequences only."""
+        num_pending = self.num_computed_tokens + 1 - len(self.token_ids)
+        return self.stop.max_tokens - self.num_generated - num_pending
 
     @property
     def max_kv_tokens(self) -> int:
@@ -100,3 +109,10 @@ class Sequence:
             eos_token_ids=self.request.eos_token_ids,
             bad_words_token_ids=self.request.bad_words_token_ids,
         )
+
+
+def _takes_the_likeliest(params: SamplingParams) -> bool:
+    """Whether each token is simply the likeliest, and nothing else is asked about it."""
+    penalties = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
+    edits = params.allowed_token_ids or params.logit_bias or params.min_tokens
+    return params.greedy and params.logprobs is None and not penalties and not edits

@@ -1,9 +1,14 @@
-"""Engine: the loop. schedule, execute, commit; everything else hangs off these three calls."""
+"""Engine: the loop. schedule, execute, commit; everything else hangs off these three calls.
+
+Where there is nothing but decoding, a second loop stands beside the first: the same three calls, with the next steps asked for before
+the tokens of the last are known. The batch says which of the two it is for.
+"""
 
 import logging
 from collections.abc import Callable
 
 from quire.config import EngineConfig
+from quire.core.batch import Batch, StepResult
 from quire.core.config import SchedulerConfig, SchedulerStats
 from quire.core.outputs import EngineOutput
 from quire.core.request import Request
@@ -11,6 +16,7 @@ from quire.core.scheduler import Scheduler
 from quire.engine.executor import Executor
 from quire.engine.throughput import ThroughputLog
 from quire.platform import Platform, select_platform
+from quire.runner.decode_loop import Flight
 from quire.runner.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -31,9 +37,10 @@ class Engine:
         self.config = config
         self.runner = runner
         self.num_blocks = runner.num_blocks - 1  # block 0 is padding's
-        self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks))
+        self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks, runner.max_decode_steps))
         self._executor = Executor(runner, platform, self.scheduler.rows_of)
         self._throughput = ThroughputLog() if log_stats else None
+        self._flight: Flight | None = None  # decoding steps that nobody has waited for
         self.on_admitted: Callable[[list[str]], None] | None = None
 
     @classmethod
@@ -53,18 +60,45 @@ class Engine:
         self.scheduler.abort(request_id, index)
 
     def step(self) -> list[EngineOutput]:
-        """One step for all requests. Returns what is new.
+        """One step for all requests, or several decoding steps. Returns what is new.
 
         Raises EngineUnavailable when the device is lost; the engine is of no use any more then.
         """
+        if self._flight is not None:
+            return self._step_ahead(self._flight.batch)
         batch = self.scheduler.schedule()
         if batch.added and self.on_admitted is not None:
             self.on_admitted(self.scheduler.admitted(batch))
+        if batch.decode_steps:
+            return self._step_ahead(batch)
         try:
             result = self._executor.execute(batch)
         except BaseException:  # Ctrl-C among them: sequences stay as they were before the step
             self.scheduler.abandon(batch)
             raise
+        return self._commit(batch, result)
+
+    def _step_ahead(self, batch: Batch) -> list[EngineOutput]:
+        """`step` for decoding steps, under way or not yet: asks for the steps after them before it waits for what they give, so that
+        the device has work while the host handles tokens."""
+        try:
+            flight = self._flight or self.runner.start(batch)
+            follower = self.scheduler.schedule_ahead()
+            self._flight = None if follower is None else self.runner.start(follower)
+            result = self.runner.finish(flight)
+        except BaseException as error:
+            self._flight = None
+            self.scheduler.abandon_all()
+            if not isinstance(error, Exception):
+                raise
+            self._executor.check_device(error)
+            # Steps one at a time show whose fault it was.
+            logger.exception("decoding steps in a row failed; from now on they run one at a time")
+            self.scheduler.stop_lengthening()
+            return []
+        return self._commit(batch, result)
+
+    def _commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
         outputs = self.scheduler.commit(batch, result)
         if self._throughput is not None:
             self._throughput.record(batch, outputs, self.stats)
@@ -83,7 +117,7 @@ class Engine:
         self.runner.close()
 
 
-def scheduler_config(config: EngineConfig, num_blocks: int) -> SchedulerConfig:
+def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: int = 0) -> SchedulerConfig:
     """The scheduler's part of the configuration."""
     return SchedulerConfig(
         num_blocks=num_blocks,
@@ -95,4 +129,5 @@ def scheduler_config(config: EngineConfig, num_blocks: int) -> SchedulerConfig:
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         max_num_queued_reqs=config.max_num_queued_reqs,
+        max_decode_steps=max_decode_steps,
     )

@@ -45,7 +45,7 @@ class Executor:
             return self._runner.execute(batch)
         except Exception as error:
             logger.exception("a step of %d sequences failed; looking for the one that caused it", len(batch.scheduled))
-            self._check_device(error)
+            self.check_device(error)
             return self._execute_apart(batch)
 
     def _execute_apart(self, batch: Batch) -> StepResult:
@@ -66,14 +66,14 @@ class Executor:
         try:
             return self._runner.execute(Batch([row for row, _ in rows], [new for _, new in rows], stale)).results
         except Exception as error:
-            self._check_device(error)
+            self.check_device(error)
             if len(rows) == 1:
                 logger.error("sequence %d fails alone: %s", rows[0][0].seq_id, error)
                 return [SequenceResult(rows[0][0].seq_id, [], error=FAILED)]
         middle = len(rows) // 2
         return self._try(rows[:middle], removed) + self._try(rows[middle:], [])
 
-    def _check_device(self, cause: Exception) -> None:
+    def check_device(self, cause: Exception) -> None:
         """Asks the device whether it is still there. An error that sticks to it (CUDA's illegal access) shows here again."""
         try:
             self._platform.synchronize()

@@ -27,7 +27,8 @@ class ThroughputLog:
 
     def record(self, batch: Batch, outputs: list[EngineOutput], stats: Callable[[], SchedulerStats]) -> None:
         """Notes a step; `stats` is asked only when the line is due."""
-        self._num_prompt_tokens += sum(row.num_new_tokens for row in batch.scheduled if row.num_new_tokens > 1)
+        if not batch.decode_steps:
+            self._num_prompt_tokens += sum(row.num_new_tokens for row in batch.scheduled if row.num_new_tokens > 1)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
         elapsed_s = self._clock() - self._since
         if elapsed_s >= INTERVAL_S:

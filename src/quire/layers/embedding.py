@@ -20,7 +20,7 @@ class Embedding(nn.Module):
 
 
 class LmHead(nn.Module):
-    """Hidden states to logits: [S, hidden] -> [S, vocab] fp32.
+    """Hidden states to logits: [S, hidden] -> [S, vocab], in the dtype of the weight.
 
     A tied head has no weight of its own (and none in the checkpoint): the caller passes the embedding's.
     """
@@ -33,4 +33,4 @@ class LmHead(nn.Module):
 
     def forward(self, hidden: Tensor, embedding_weight: Tensor) -> Tensor:
         weight = embedding_weight if self.weight is None else self.weight
-        return self.linear(hidden, weight).float()
+        return self.linear(hidden, weight)

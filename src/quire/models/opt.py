@@ -148,6 +148,6 @@ class Model(nn.Module):
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, E] -> [S, V] fp32."""
+        """hidden [S, E] -> [S, V]."""
         logits: Tensor = self.lm_head(hidden, self.model.decoder.embed_tokens.weight)
         return logits

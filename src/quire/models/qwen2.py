@@ -102,6 +102,6 @@ class Model(nn.Module):
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, H] -> [S, V] fp32."""
+        """hidden [S, H] -> [S, V]."""
         logits: Tensor = self.lm_head(hidden, self.model.embed_tokens.weight)
         return logits

@@ -5,7 +5,7 @@ A model is a module of `quire.models` with
     ARCHITECTURES   a tuple of string literals: class names that a config.json gives in "architectures"
     Config          from_hf(HfConfig) -> Config, a DecoderConfig
     Model           Model(config, build): forward(input_ids [T], positions [T], fwd) -> hidden [T, H];
-                    compute_logits(hidden [S, H]) -> [S, V] fp32
+                    compute_logits(hidden [S, H]) -> [S, V]
     WEIGHTS         WeightMap from the checkpoint's tensor names to the module's parameters
 """
 

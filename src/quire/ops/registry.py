@@ -37,6 +37,9 @@ class Ops:
     rotary: Callable[..., tuple[Tensor, Tensor]]
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
+    greedy: Callable[..., Tensor]
+    place_tokens: Callable[..., None]
+    take_tokens: Callable[..., None]
 
 
 @dataclass(frozen=True)

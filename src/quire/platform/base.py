@@ -21,6 +21,13 @@ class Graph(Protocol):
         """Forgets the work; memory comes back once every graph of the pool is closed."""
 
 
+class Mark(Protocol):
+    """A place in the work that the device was asked for."""
+
+    def wait(self) -> None:
+        """Returns once the device has come to it."""
+
+
 class Platform(ABC):
     """One kind of device."""
 
@@ -43,6 +50,10 @@ class Platform(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Waits until the device has done all that was asked of it."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """Marks the end of all that the device was asked for so far."""
 
     @abstractmethod
     def supports_graphs(self) -> bool:

@@ -9,7 +9,14 @@ import psutil
 import torch
 
 from quire.config import MachineFacts
-from quire.platform.base import Graph, Platform
+from quire.platform.base import Graph, Mark, Platform
+
+
+class Reached:
+    """A CPU does everything at once."""
+
+    def wait(self) -> None:
+        return
 
 
 class CpuPlatform(Platform):
@@ -31,6 +38,9 @@ class CpuPlatform(Platform):
 
     def synchronize(self) -> None:
         return
+
+    def mark(self) -> Mark:
+        return Reached()
 
     def supports_graphs(self) -> bool:
         return False

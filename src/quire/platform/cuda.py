@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from quire.config import MachineFacts
-from quire.platform.base import Graph, Platform
+from quire.platform.base import Graph, Mark, Platform
 
 
 class CudaGraph:
@@ -22,6 +22,17 @@ class CudaGraph:
 
     def close(self) -> None:
         self._graph.reset()
+
+
+class CudaMark:
+    """An event on the current stream."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own gap
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
 
 
 class CudaPlatform(Platform):
@@ -48,6 +59,9 @@ class CudaPlatform(Platform):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
+
+    def mark(self) -> Mark:
+        return CudaMark()
 
     def supports_graphs(self) -> bool:
         return True

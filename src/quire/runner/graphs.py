@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,46 @@ logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices")
+
+
+class GraphStore:
+    """Graphs by batch size, captured when first needed. They share memory for temporaries, and run one at a time.
+
+    pool_of  a store to share that memory with
+    """
+
+    def __init__(self, platform: Platform, pool_of: "GraphStore | None" = None) -> None:
+        self._platform = platform
+        self._pool_of = pool_of
+        self._graphs: dict[int, Graph] = {}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Batch sizes captured so far."""
+        return sorted(self._graphs)
+
+    @property
+    def pool(self) -> Any:
+        """Memory of temporaries; None before the first capture."""
+        mine = next((graph.pool for graph in self._graphs.values()), None)
+        return self._pool_of.pool if mine is None and self._pool_of is not None else mine
+
+    def run(self, size: int, work: Callable[[], None]) -> None:
+        """Does the work of that size: the first time itself, and captures it; from then on by replay."""
+        graph = self._graphs.get(size)
+        if graph is not None:
+            graph.replay()
+            return
+        start = time.perf_counter()
+        self._graphs[size] = self._platform.capture_graph(work, self.pool)
+        seconds = time.perf_counter() - start
+        logger.info("Graph capturing finished in %.2f secs (decoding steps of %d sequences)", seconds, size)
+
+    def close(self) -> None:
+        """Frees the graphs and their memory."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
 
 
 class DecodeGraphs:
@@ -36,22 +77,23 @@ class DecodeGraphs:
         self,
         platform: Platform,
         forward: Callable[[ForwardBatch], tuple[Tensor, ...]],
+        store: GraphStore,
         max_num_seqs: int,
         max_model_len: int,
         max_blocks: int,
     ) -> None:
-        self._platform = platform
+        self._store = store
         self._forward = forward
         self._max_model_len = max_model_len
         self._sizes = graph_sizes(max_num_seqs)
-        self._graphs: dict[int, tuple[Graph, ForwardBatch]] = {}
+        self._captured: dict[int, ForwardBatch] = {}
         self._block_tables = torch.zeros(self._sizes[-1], max_blocks, dtype=torch.int32, device=platform.device())
         self._outputs: tuple[Tensor, ...] = ()  # of the largest size; every graph writes its first rows
 
     @property
     def captured_sizes(self) -> list[int]:
         """Batch sizes captured so far."""
-        return sorted(self._graphs)
+        return self._store.sizes
 
     @torch.inference_mode()
     def run(self, fwd: ForwardBatch) -> tuple[Tensor, ...] | None:
@@ -63,41 +105,28 @@ class DecodeGraphs:
         every_row = fwd.num_tokens == size == fwd.logits_indices.shape[0]
         if fwd.max_query_len != 1 or not every_row or size not in self._sizes:
             return None
-        if size not in self._graphs:
-            self._graphs[size] = self._capture(fwd, size)
-        graph, captured = self._graphs[size]
+        if size not in self._captured:
+            tables = self._block_tables[:size]
+            self._captured[size] = replace(fwd, block_tables=tables, max_seq_len=self._max_model_len)
+        captured = self._captured[size]
         _copy_moved(fwd, captured)
         captured.block_tables[:, : fwd.block_tables.shape[1]].copy_(fwd.block_tables)
-        graph.replay()
+        self._store.run(size, lambda: self._work(captured, size))
         return tuple(output[:size] for output in self._outputs)
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
-        for graph, _ in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        self._store.close()
+        self._captured.clear()
         self._outputs = ()
 
-    def _capture(self, fwd: ForwardBatch, size: int) -> tuple[Graph, ForwardBatch]:
-        start = time.perf_counter()
-        tables = self._block_tables[:size]
-        tables[:, : fwd.block_tables.shape[1]].copy_(fwd.block_tables)
-        batch = replace(fwd, block_tables=tables, max_seq_len=self._max_model_len)
-
-        def work() -> None:
-            # Done once for real before the capture: a step computes the same however often it is done.
-            results = self._forward(batch)
-            if not self._outputs:
-                self._outputs = tuple(r.new_empty(self._sizes[-1], *r.shape[1:]) for r in results)
-            # One set of outputs for all sizes: each graph's own would stay allocated as long as the graph.
-            for output, result in zip(self._outputs, results, strict=True):
-                output[:size].copy_(result)
-
-        pool = next((graph.pool for graph, _ in self._graphs.values()), None)
-        graph = self._platform.capture_graph(work, pool)
-        seconds = time.perf_counter() - start
-        logger.info("Graph capturing finished in %.2f secs (decoding steps of %d sequences)", seconds, size)
-        return graph, batch
+    def _work(self, batch: ForwardBatch, size: int) -> None:
+        results = self._forward(batch)
+        if not self._outputs:
+            self._outputs = tuple(r.new_empty(self._sizes[-1], *r.shape[1:]) for r in results)
+        # One set of outputs for all sizes: each graph's own would stay allocated as long as the graph.
+        for output, result in zip(self._outputs, results, strict=True):
+            output[:size].copy_(result)
 
 
 @cache

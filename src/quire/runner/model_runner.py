@@ -20,9 +20,11 @@ from quire.layers.decoder import DecoderConfig
 from quire.models.registry import find_model
 from quire.ops import registry
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.registry import Ops
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
-from quire.runner.graphs import DecodeGraphs, padded_size
+from quire.runner.decode_loop import DecodeLoop, Flight
+from quire.runner.graphs import DecodeGraphs, GraphStore, padded_size
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -35,6 +37,8 @@ from quire.weights.loader import load_weights, plan_weights
 
 logger = logging.getLogger(__name__)
 
+MAX_DECODE_STEPS = 8
+DECODE_BYTES = 12 * 10**9  # weights that a large GPU reads in 3 ms
 NO_TOKEN = -3  # this sequence does not sample in this step
 NOTHING_SAMPLED = Sampled([], [], [])
 ERRORS = {
@@ -49,10 +53,17 @@ class ModelRunner:
     num_blocks  blocks of the KV cache, block 0 (which is never handed out) included
     plan        where the memory went
     graphs      None = every step runs eagerly
+    loop        decoding steps in a row; None = this device does one step at a time
     """
 
     def __init__(
-        self, config: EngineConfig, platform: Platform, model: nn.Module, sizes: DecoderConfig, plan: MemoryPlan
+        self,
+        config: EngineConfig,
+        platform: Platform,
+        model: nn.Module,
+        ops: Ops,
+        sizes: DecoderConfig,
+        plan: MemoryPlan,
     ) -> None:
         device = platform.device()
         self.config = config
@@ -70,8 +81,28 @@ class ModelRunner:
         max_blocks = self.table.block_tables.shape[1]
         self.buffers = InputBuffers(config.max_num_batched_tokens, config.max_num_seqs, max_blocks, device)
         self.graphs: DecodeGraphs | None = None
+        self.loop: DecodeLoop | None = None
+        store: GraphStore | None = None
         if platform.supports_graphs() and not config.enforce_eager:
-            self.graphs = DecodeGraphs(platform, self._compute, config.max_num_seqs, config.max_model_len, max_blocks)
+            store = GraphStore(platform)
+            self.graphs = DecodeGraphs(
+                platform,
+                self._compute,
+                GraphStore(platform, pool_of=store),
+                config.max_num_seqs,
+                config.max_model_len,
+                max_blocks,
+            )
+        if platform.supports_graphs():  # without graphs too, so that enforce_eager gives the same tokens
+            self.loop = DecodeLoop(
+                platform,
+                self._raw_logits,
+                ops,
+                self.table,
+                self.kv_cache.layers,
+                store,
+                decode_steps(plan.weights_bytes),
+            )
 
     @classmethod
     def load(cls, config: EngineConfig, platform: Platform) -> "ModelRunner":
@@ -95,9 +126,43 @@ class ModelRunner:
         platform.empty_cache()  # what loading used beside the weights
         seconds = time.perf_counter() - start
         logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
-        runner = cls(config, platform, model.eval(), sizes, plan)
+        runner = cls(config, platform, model.eval(), ops, sizes, plan)
         runner._log_capacity()
         return runner
+
+    @property
+    def max_decode_steps(self) -> int:
+        """Decoding steps that `start` takes at once; 0 = use `execute`."""
+        return 0 if self.loop is None else self.loop.max_steps
+
+    @torch.inference_mode()
+    def start(self, batch: Batch) -> Flight:
+        """Asks the device for the decoding steps of `batch` and waits for nothing. At most two batches may be on their way, the
+        second one following the first."""
+        if self.loop is None:
+            raise RuntimeError("this device does one step at a time")
+        self._take_in(batch)
+        return self.loop.start(batch)
+
+    @torch.inference_mode()
+    def finish(self, flight: Flight) -> StepResult:
+        """Waits for what was started, the oldest first, and appends what it sampled to the sequences' rows."""
+        if self.loop is None:
+            raise RuntimeError("this device does one step at a time")
+        tokens = self.loop.finish(flight)
+        failed = (tokens == NOT_FINITE).any(0)
+        if failed.any():
+            self._wipe(flight.rows[failed], len(tokens))
+        self.table.extend(flight.rows, tokens)
+        columns = zip(flight.batch.scheduled, tokens.T.tolist(), failed.tolist(), strict=True)
+        return StepResult(
+            [
+                SequenceResult(s.seq_id, [], error=NOT_FINITE_ERROR)
+                if bad
+                else SequenceResult(s.seq_id, column[: s.num_new_tokens])
+                for s, column, bad in columns
+            ]
+        )
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepResult:
@@ -106,9 +171,7 @@ class ModelRunner:
 
         A sequence whose logits are not finite, or that may choose no token, gets an error; the others are not touched by it.
         """
-        self.table.update(batch)
-        for sequence in batch.added:
-            self.sampling.set(self.table.row(sequence.seq_id), sequence)
+        self._take_in(batch)
         if not batch.scheduled:
             return StepResult([])
         step = prepare(self.table, batch)
@@ -117,13 +180,29 @@ class ModelRunner:
 
     def close(self) -> None:
         """Frees the model, the KV cache and all buffers; the runner is of no use afterwards. Safe to call twice."""
-        graphs: DecodeGraphs | None = getattr(self, "graphs", None)
-        if graphs is not None:
-            graphs.close()
-        for name in ("graphs", "model", "kv_cache", "buffers", "sampler", "prompt_logprobs", "table", "sampling"):
+        for holder in (getattr(self, "graphs", None), getattr(self, "loop", None)):
+            if holder is not None:
+                holder.close()
+        for name in (
+            "graphs",
+            "loop",
+            "model",
+            "kv_cache",
+            "buffers",
+            "sampler",
+            "prompt_logprobs",
+            "table",
+            "sampling",
+        ):
             if hasattr(self, name):
                 delattr(self, name)
         self.platform.empty_cache()
+
+    def _take_in(self, batch: Batch) -> None:
+        """What the batch says of rows."""
+        self.table.update(batch)
+        for sequence in batch.added:
+            self.sampling.set(self.table.row(sequence.seq_id), sequence)
 
     def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of the step's tokens, and logits [S, V] fp32 of the sequences that sample."""
@@ -140,17 +219,26 @@ class ModelRunner:
         return padded_size(step.num_tokens, self.config.max_num_seqs)
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""
+        """Hidden states [T, H] and logits [S, V] fp32 of a step on the device; this is what a graph captures."""
         hidden: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
         every_row = fwd.logits_indices.shape[0] == hidden.shape[0]
-        logits: Tensor = self.model.compute_logits(hidden if every_row else hidden[fwd.logits_indices])
-        return hidden, logits
+        return hidden, self._logits(hidden if every_row else hidden[fwd.logits_indices])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[S, V] fp32 of hidden states [S, H]."""
+        logits: Tensor = self.model.compute_logits(hidden)
+        return logits.float()
+
+    def _raw_logits(self, fwd: ForwardBatch) -> Tensor:
+        """Logits [B, V] of a decoding step, as the head gives them."""
+        logits: Tensor = self.model.compute_logits(self.model(fwd.input_ids, fwd.positions, fwd))
+        return logits
 
     def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor, logits: Tensor) -> StepResult:
         """Samples and results; the device is waited for once."""
         out = OneCopy()
         not_finite = out.add((~hidden.isfinite().all(-1)).int())
-        prompts = self.prompt_logprobs.collect(hidden, step, self.model.compute_logits, out)
+        prompts = self.prompt_logprobs.collect(hidden, step, self._logits, out)
         rows = step.rows[step.samples]
         sampled = self.sampler.sample(logits, rows, out) if len(rows) else NOTHING_SAMPLED
         arrays = out.fetch()
@@ -179,6 +267,14 @@ class ModelRunner:
         if failed.any():
             self.kv_cache.clear_slots(torch.from_numpy(step.slot_mapping[failed]).to(self.platform.device()))
 
+    def _wipe(self, rows: NDArray[np.int64], num_steps: int) -> None:
+        """Clears what these rows may have written in the last `num_steps` decoding steps."""
+        positions = self.table.num_computed[rows, None] + np.arange(num_steps)
+        positions = np.minimum(positions, self.config.max_model_len - 1)
+        blocks = self.table.block_tables[rows[:, None], positions // self.table.block_size].astype(np.int64)
+        slots = blocks * self.table.block_size + positions % self.table.block_size
+        self.kv_cache.clear_slots(torch.from_numpy(slots.ravel()).to(self.platform.device()))
+
     def _add_logprobs(self, results: list[SequenceResult], step: StepInputs, sampled: Sampled, arrays: Arrays) -> None:
         if all(parts is None for parts in sampled.logprobs):
             return
@@ -193,6 +289,11 @@ class ModelRunner:
         logger.info("%s KV cache size: %s tokens", name, f"{self.plan.kv_tokens:,}")
         concurrency = self.plan.max_concurrency(length)
         logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{length:,}", concurrency)
+
+
+def decode_steps(weights_bytes: int) -> int:
+    """Decoding steps to ask the device for at once: enough to keep it busy for a few milliseconds, so that newcomers hardly wait."""
+    return max(1, min(MAX_DECODE_STEPS, DECODE_BYTES // weights_bytes))
 
 
 def _result(seq_id: int, token: int) -> SequenceResult:

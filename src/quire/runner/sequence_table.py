@@ -60,6 +60,17 @@ class SequenceTable:
         self.token_ids[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
 
+    def extend(self, rows: Rows, token_ids: NDArray[np.int32]) -> None:
+        """Adds sampled tokens [K, n], some to each of the distinct rows [n], and counts all but the last of each row as computed.
+        A row's tokens end before its first negative one."""
+        good = token_ids >= 0
+        places = self.num_tokens[rows] + np.arange(len(token_ids))[:, None]
+        where = np.broadcast_to(rows, token_ids.shape)[good]
+        self.token_ids[where, places[good]] = token_ids[good]
+        counts = good.sum(0)
+        self.num_tokens[rows] += counts
+        self.num_computed[rows] += counts
+
     def _add(self, sequence: NewSequence) -> None:
         if sequence.seq_id in self._row_of or not self._free:
             raise RuntimeError(f"sequence {sequence.seq_id} is there already, or all {len(self)} rows are taken")

@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from quire.backends.triton import (  # noqa: E402
     _kernels_attention,
+    _kernels_decode,
     _kernels_linear,
     _kernels_norm,
     _kernels_pointwise,
@@ -28,7 +29,7 @@ from quire.backends.triton import (  # noqa: E402
     paged_attention,
 )
 from quire.ops.contract import Inputs  # noqa: E402
-from quire.ops.registry import implementations  # noqa: E402
+from quire.ops.registry import implementations, specs  # noqa: E402
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 232_448  # what one program may use there
@@ -37,7 +38,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"
 
 def record_launches() -> None:
     """Makes every kernel print what its compilation gives in place of running."""
-    for module in (_kernels_attention, _kernels_linear, _kernels_norm, _kernels_pointwise):
+    for module in (_kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise):
         for name, kernel in vars(module).items():
             if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Recorder(kernel))
@@ -106,6 +107,9 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     positions = torch.zeros(4, dtype=torch.int64)
     yield "rotary", {"q": qkv[:, :28], "k": qkv[:, 28:32], "positions": positions, "cos_sin": torch.zeros(32, 128)}
     yield "write_kv", {"k": qkv[:, 28:32], "v": qkv[:, 32:], "kv": make(2, 3, 16, 4, 128), "slot_mapping": positions}
+    yield "greedy", {"logits": make(4, 152_064)}
+    for name in ("place_tokens", "take_tokens"):
+        yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
     for rows in (1, 8):
         yield "linear", {"x": make(rows, 3584), "weight": make(4608, 3584), "bias": make(4608)}
     for q_heads, kv_heads, head_size, window in ((28, 4, 128, 0), (14, 2, 64, 0), (32, 8, 128, 4096)):

@@ -15,6 +15,7 @@ SHARED_BYTES = 232_448
 KERNELS = {
     "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_kernel", "write_kv_kernel",
     "decode_kernel", "combine_kernel", "prefill_kernel", "gemv_kernel", "few_rows_kernel",
+    "greedy_parts_kernel", "greedy_merge_kernel", "place_tokens_kernel", "take_tokens_kernel",
 }  # fmt: skip
 
 

@@ -1,0 +1,91 @@
+"""What a decoding step does beside the model: where tokens go, which is the likeliest, and how rows move on."""
+# mypy: ignore-errors
+# The bodies are Triton's language, not Python.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows", "stride_table"])
+def place_tokens_kernel(
+    position_ptr, limit_ptr, failed_ptr, table_ptr, slot_ptr, len_ptr, num_rows, stride_table,
+    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row a lane."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    present = row < num_rows
+    position = tl.load(position_ptr + row, mask=present, other=0)
+    limit = tl.load(limit_ptr + row, mask=present, other=0)
+    failed = tl.load(failed_ptr + row, mask=present, other=0)
+    active = present & (position < limit) & (failed == 0)
+    block = tl.load(table_ptr + row.to(tl.int64) * stride_table + position // BLOCK_SIZE, mask=active, other=0)
+    slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+    tl.store(slot_ptr + row, tl.where(active, slot, -1), mask=present)
+    tl.store(len_ptr + row, tl.where(active, position + 1, 0).to(tl.int32), mask=present)
+
+
+@triton.jit(do_not_specialize=["num_rows", "stride_tokens"])
+def take_tokens_kernel(
+    id_ptr, len_ptr, input_ptr, position_ptr, failed_ptr, token_ptr, step_ptr, num_rows, stride_tokens,
+    RESTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program for all rows, so that the step counter is read before it is written."""
+    step = tl.load(step_ptr)
+    for first in range(0, num_rows, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        present = row < num_rows
+        id = tl.load(id_ptr + row, mask=present, other=0)
+        active = present & (tl.load(len_ptr + row, mask=present, other=0) > 0)
+        good = active & (id >= 0)
+        tl.store(token_ptr + step * stride_tokens + row, tl.where(active, id, RESTED).to(tl.int32), mask=present)
+        tl.store(input_ptr + row, id, mask=good)
+        position = tl.load(position_ptr + row, mask=good, other=0)
+        tl.store(position_ptr + row, position + 1, mask=good)
+        tl.store(failed_ptr + row, tl.full([BLOCK], 1, tl.int64), mask=active & (id < 0))
+    tl.debug_barrier()
+    tl.store(step_ptr, step + 1)
+
+
+@triton.jit
+def _likelier(value, index, other_value, other_index):
+    """The larger value, the lesser index among equals."""
+    take = (value > other_value) | ((value == other_value) & (index < other_index))
+    return tl.where(take, value, other_value), tl.where(take, index, other_index)
+
+
+@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+def greedy_parts_kernel(
+    logit_ptr, value_ptr, index_ptr, size, stride_row, num_parts, TILES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The largest of one part of a row, TILES * BLOCK logits. Grid (parts, rows). A part that is not finite gives NaN."""
+    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    best_index = tl.zeros([BLOCK], tl.int32)
+    strange = tl.zeros([BLOCK], tl.int32)
+    for tile in tl.static_range(TILES):
+        column = (part * TILES + tile) * BLOCK + lane
+        inside = column < size
+        value = tl.load(logit_ptr + row * stride_row + column, mask=inside, other=float("-inf")).to(tl.float32)
+        finite = (value - value) == 0  # of NaN and infinities it is NaN
+        strange = strange | (inside & (finite == 0)).to(tl.int32)
+        better = value > best
+        best = tl.where(better, value, best)
+        best_index = tl.where(better, column, best_index)
+    value, index = tl.reduce((best, best_index), 0, _likelier)
+    value = tl.where(tl.max(strange, axis=0) > 0, float("nan"), value)
+    tl.store(value_ptr + row * num_parts + part, value)
+    tl.store(index_ptr + row * num_parts + part, index)
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def greedy_merge_kernel(value_ptr, index_ptr, out_ptr, num_parts, PARTS: tl.constexpr):
+    """The largest of a row's parts; -1 when one is NaN."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    inside = part < num_parts
+    value = tl.load(value_ptr + row * num_parts + part, mask=inside, other=float("-inf"))
+    index = tl.load(index_ptr + row * num_parts + part, mask=inside, other=2147483647)
+    strange = tl.max((value != value).to(tl.int32), axis=0)
+    _, best = tl.reduce((value, index), 0, _likelier)
+    tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))

@@ -1,0 +1,192 @@
+"""DecodeLoop: decoding steps in a row on the device, each with the tokens that the one before it has chosen.
+
+What a step needs of the one before (tokens, positions) stays on the device; the host says beforehand how far each row may go, gives
+the blocks for that, and reads the tokens of all steps in one copy. So the host may start the next steps before it knows these tokens.
+
+    row of the state    tokens to compute ── positions ──▶ limits: there it rests
+    one step            place_tokens → model → greedy → take_tokens, captured as one graph a batch size
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire.core.batch import Batch
+from quire.ops.forward_batch import ForwardBatch
+from quire.ops.registry import Ops
+from quire.platform.base import Mark, Platform
+from quire.runner.graphs import GraphStore, padded_size
+from quire.runner.sequence_table import Rows, SequenceTable
+
+BATCHES_UNDER_WAY = 2
+IDS, POSITIONS, LIMITS, FAILED = range(4)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Decoding steps that the device has been asked for.
+
+    rows    [B] of the table, in batch order
+    tokens  [K, R] int32 on the host, complete once `done` is reached
+    """
+
+    batch: Batch
+    rows: Rows
+    tokens: Tensor
+    done: Mark
+
+
+class DecodeLoop:
+    """State of R rows on the device, and the steps that move them on.
+
+    compute    ForwardBatch -> logits [B, V]; never waits for the device
+    graphs     None = steps run eagerly
+    max_steps  most steps of a batch
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        compute: Callable[[ForwardBatch], Tensor],
+        ops: Ops,
+        table: SequenceTable,
+        kv_caches: list[Tensor],
+        graphs: GraphStore | None,
+        max_steps: int,
+    ) -> None:
+        self.table = table
+        self.max_steps = max_steps
+        self._platform = platform
+        self._compute = compute
+        self._ops = ops
+        self._kv_caches = kv_caches
+        self._graphs = graphs
+        self._num_rows, self._width = table.block_tables.shape
+        device = platform.device()
+        self._state = torch.zeros(4, self._num_rows, dtype=torch.int64, device=device)
+        self._slots = torch.zeros(self._num_rows, dtype=torch.int64, device=device)
+        self._lens = torch.zeros(self._num_rows, dtype=torch.int32, device=device)
+        self._starts = torch.arange(self._num_rows + 1, dtype=torch.int32, device=device)
+        self._every_row = torch.arange(self._num_rows, device=device)
+        self._block_tables = torch.zeros(self._num_rows, self._width, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(max_steps, self._num_rows, dtype=torch.int32, device=device)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._hosts = [
+            _Host(self._num_rows, self._width, table.block_size, max_steps, device) for _ in range(BATCHES_UNDER_WAY)
+        ]
+        self._turn = 0
+        self._rows: Rows = np.zeros(0, dtype=np.int64)
+        self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # positions that the rows will have reached
+
+    def start(self, batch: Batch) -> Flight:
+        """Asks the device for the steps of `batch`, of which the table has heard; waits for nothing."""
+        host = self._hosts[self._turn]
+        self._turn = (self._turn + 1) % BATCHES_UNDER_WAY
+        counts = np.fromiter((s.num_new_tokens for s in batch.scheduled), dtype=np.int64)
+        if batch.follows:
+            self._go_on(batch, counts, host)
+        else:
+            self._begin(batch, counts, host)
+        self._step.zero_()
+        size = padded_size(len(counts), self._num_rows)
+        for _ in range(batch.decode_steps):
+            self._do_step(size, len(counts))
+        tokens = host.tokens[: batch.decode_steps]
+        tokens.copy_(self._tokens[: batch.decode_steps], non_blocking=True)
+        return Flight(batch, self._rows, tokens, self._platform.mark())
+
+    def finish(self, flight: Flight) -> NDArray[np.int32]:
+        """Waits for the tokens [K, B] of those steps: negative where a row failed or rested. Good until the next start but one."""
+        flight.done.wait()
+        return flight.tokens.numpy()[:, : len(flight.rows)]
+
+    def close(self) -> None:
+        """Frees the graphs and their memory."""
+        if self._graphs is not None:
+            self._graphs.close()
+
+    def _begin(self, batch: Batch, counts: NDArray[np.int64], host: "_Host") -> None:
+        """Loads new rows; those between them and the padded size rest."""
+        table, size = self.table, padded_size(len(counts), self._num_rows) or len(counts)
+        rows = table.rows(s.seq_id for s in batch.scheduled)
+        positions = table.num_computed[rows]
+        self._rows, self._ends = rows, positions + counts
+        host.state[:] = 0
+        host.state[IDS, : len(rows)] = table.token_ids[rows, positions]
+        host.state[POSITIONS, : len(rows)] = positions
+        host.state[LIMITS, : len(rows)] = self._ends
+        self._state.copy_(host.state_pinned, non_blocking=True)
+        width = -(-int(self._ends.max()) // table.block_size)
+        packed = host.tables[: size * width]
+        packed.numpy().reshape(size, width)[: len(rows)] = table.block_tables[rows, :width]
+        packed.numpy().reshape(size, width)[len(rows) :] = 0
+        self._block_tables[:size, :width].copy_(packed.to(self._state.device, non_blocking=True).view(size, width))
+
+    def _go_on(self, batch: Batch, counts: NDArray[np.int64], host: "_Host") -> None:
+        """New limits and new blocks for the rows that are loaded; a row that has ended rests."""
+        before = -(-self._ends // self.table.block_size)  # blocks that each row had
+        self._ends = self._ends + counts
+        host.state[LIMITS, : len(counts)] = self._ends * (counts > 0)
+        self._state[LIMITS].copy_(host.state_pinned[LIMITS], non_blocking=True)
+        new = [
+            (row * self._width + int(before[row]) + i, block_id)
+            for row, scheduled in enumerate(batch.scheduled)
+            for i, block_id in enumerate(scheduled.new_block_ids)
+        ]
+        if new:
+            packed = host.blocks[: 2 * len(new)]
+            packed.numpy().reshape(2, -1)[:] = np.array(new).T
+            places, blocks = packed.to(self._state.device, non_blocking=True).view(2, -1)
+            self._block_tables.view(-1).index_copy_(0, places, blocks.int())
+
+    def _do_step(self, size: int | None, num_rows: int) -> None:
+        if self._graphs is None or size is None:
+            self._work(size or num_rows)
+        else:
+            self._graphs.run(size, lambda: self._work(size))
+
+    def _work(self, size: int) -> None:
+        """One step of the first `size` rows."""
+        fwd = self._forward_batch(size)
+        limits, failed = self._state[LIMITS, :size], self._state[FAILED, :size]
+        self._ops.place_tokens(
+            fwd.positions, limits, failed, fwd.block_tables, self.table.block_size, fwd.slot_mapping, fwd.seq_lens
+        )
+        ids = self._ops.greedy(self._compute(fwd))
+        self._ops.take_tokens(
+            ids, fwd.seq_lens, fwd.input_ids, fwd.positions, failed, self._tokens[:, :size], self._step
+        )
+
+    def _forward_batch(self, size: int) -> ForwardBatch:
+        return ForwardBatch(
+            input_ids=self._state[IDS, :size],
+            positions=self._state[POSITIONS, :size],
+            slot_mapping=self._slots[:size],
+            query_start_loc=self._starts[: size + 1],
+            seq_lens=self._lens[:size],
+            block_tables=self._block_tables[:size],
+            logits_indices=self._every_row[:size],
+            max_query_len=1,
+            max_seq_len=self._width * self.table.block_size,
+            kv_caches=self._kv_caches,
+        )
+
+
+class _Host:
+    """Memory that copies to and from the device go through, of one batch at a time; pinned where the device is not the CPU."""
+
+    def __init__(self, num_rows: int, width: int, block_size: int, max_steps: int, device: torch.device) -> None:
+        pinned = device.type != "cpu"
+
+        def make(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, pin_memory=pinned)
+
+        self.state_pinned = make(4, num_rows, dtype=torch.int64)
+        self.state = self.state_pinned.numpy()
+        self.tables = make(num_rows * width, dtype=torch.int32)
+        self.blocks = make(2 * num_rows * (max_steps // block_size + 1), dtype=torch.int64)
+        self.tokens = make(max_steps, num_rows, dtype=torch.int32)

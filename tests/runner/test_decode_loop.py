@@ -1,0 +1,202 @@
+"""Decoding steps in a row, on a platform whose graphs run the captured work again: the same tokens as one step at a time."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
+
+from quire.config import EngineConfig
+from quire.core.params import SamplingParams
+from quire.core.request import Request
+from quire.engine.engine import Engine
+from quire.platform.cpu import CpuPlatform
+from quire.runner.model_runner import ModelRunner, decode_steps
+
+STOP = 17
+
+
+class Recording:
+    """A captured piece of work."""
+
+    pool = "pool"
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+    def close(self) -> None:
+        return
+
+
+class RecordingPlatform(CpuPlatform):
+    """A CPU whose graphs are functions."""
+
+    def supports_graphs(self) -> bool:
+        return True
+
+    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Recording:
+        work()
+        return Recording(work)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen2(tmp_path_factory.mktemp("model"))
+
+
+def engine_for(folder: Path, platform: CpuPlatform, **changes: Any) -> Engine:
+    settings = {"max_model_len": 128, "block_size": 4, "max_num_seqs": 12, "max_num_batched_tokens": 64, **changes}
+    settings.setdefault("num_gpu_blocks_override", 400)
+    config = EngineConfig(str(folder), "test", "cpu", "float32", **settings)
+    return Engine(config, ModelRunner.load(config, platform), platform, log_stats=False)
+
+
+def requests(count: int, seed: int = 0) -> list[Request]:
+    draw = random.Random(seed)
+    stem = [draw.randrange(VOCAB_SIZE) for _ in range(60)]
+    made = []
+    for i in range(count):
+        prompt = stem[: draw.randrange(60)] + [draw.randrange(VOCAB_SIZE) for _ in range(draw.randrange(1, 10))]
+        params: dict[str, Any] = {"max_tokens": draw.randrange(1, 50), "temperature": 0.0, "seed": i}
+        if i % 7 == 3:
+            params |= draw.choice(
+                ({"temperature": 1.0}, {"logprobs": 2}, {"frequency_penalty": 0.5}, {"n": 3, "temperature": 0.7})
+            )
+        stops = draw.sample(range(VOCAB_SIZE), 6) if i % 3 == 0 else []
+        made.append(Request(f"r{i}", prompt, SamplingParams(**params, stop_token_ids=stops), (STOP,)))
+    return made
+
+
+def drain(engine: Engine, disturb: Callable[[Engine, int], None] = lambda engine, step: None) -> dict[Any, Any]:
+    """{(id, index): [tokens, finish_reason, stop_reason]} of everything."""
+    got: dict[Any, Any] = {}
+    for step in range(5000):
+        disturb(engine, step)
+        if not engine.has_work():
+            return got
+        for output in engine.step():
+            entry = got.setdefault((output.request_id, output.index), [[], None, None])
+            assert entry[1] is None, "an output after the end"
+            entry[0] += output.token_ids
+            entry[1:] = [output.finish_reason, output.stop_reason]
+        engine.scheduler.check()
+    raise AssertionError("no end in sight")
+
+
+def answers(folder: Path, platform: CpuPlatform, asked: list[Request], **changes: Any) -> dict[Any, Any]:
+    engine = engine_for(folder, platform, **changes)
+    for request in asked:
+        engine.add(request)
+    got = drain(engine)
+    engine.scheduler.check()
+    assert engine.scheduler.pool.num_free == engine.num_blocks
+    engine.close()
+    return got
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_gpu_blocks_override": 60}, {"enforce_eager": True}, {"max_num_seqs": 1}], ids=str
+)
+def test_the_tokens_of_one_step_at_a_time(folder: Path, changes: dict[str, Any]) -> None:
+    asked = requests(40)
+    ahead = answers(folder, RecordingPlatform(), asked, **changes)
+    assert ahead == answers(folder, CpuPlatform(), asked, **changes)
+    assert {reason for _, reason, _ in ahead.values()} == {"stop", "length"}
+
+
+def test_steps_do_overlap_and_rows_that_ended_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    start = ModelRunner.start
+    monkeypatch.setattr(ModelRunner, "start", lambda self, batch: (batches.append(batch), start(self, batch))[1])
+    asked = [
+        Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=0.0, max_tokens=10 if i == 5 else 40, ignore_eos=True))
+        for i in range(12)
+    ]
+    answers(folder, RecordingPlatform(), asked)
+    assert sum(batch.follows for batch in batches) >= 3
+    assert any(row.num_new_tokens == 0 for batch in batches if batch.follows for row in batch.scheduled)
+    assert max(batch.decode_steps for batch in batches) == 8
+
+
+@pytest.fixture(params=range(4))
+def disturbances(request: pytest.FixtureRequest) -> Iterator[Callable[[Engine, int], None]]:
+    draw = random.Random(request.param)
+
+    def disturb(engine: Engine, step: int) -> None:
+        live = sorted(engine.scheduler._requests)
+        if live and draw.random() < 0.3:
+            engine.scheduler.preempt(draw.choice(live))
+        if draw.random() < 0.02:
+            engine.scheduler.reset_prefix_cache()
+
+    return disturb
+
+
+def test_preemption_at_any_moment_changes_nothing(folder: Path, disturbances: Callable[[Engine, int], None]) -> None:
+    asked = requests(25, seed=3)
+    engine = engine_for(folder, RecordingPlatform())
+    for request in asked:
+        engine.add(request)
+    assert drain(engine, disturbances) == answers(folder, CpuPlatform(), asked)
+
+
+def test_newcomers_and_leavers_between_steps(folder: Path) -> None:
+    asked = requests(30, seed=5)
+    draw = random.Random(5)
+    engine = engine_for(folder, RecordingPlatform())
+    waiting, gone = list(asked), set()
+
+    def come_and_go(engine: Engine, step: int) -> None:
+        if waiting and (step % 3 == 0 or not engine.has_work()):
+            engine.add(waiting.pop())
+        if step % 11 == 10 and engine.scheduler._requests:
+            gone.add(draw.choice(sorted(engine.scheduler._requests)))
+            engine.abort(max(gone, key=lambda name: name in engine.scheduler._requests))
+
+    got = drain(engine, come_and_go)
+    expected = answers(folder, CpuPlatform(), asked)
+    whole = {key for key, (_, reason, _) in got.items() if reason is not None}
+    assert len(whole) > 20
+    assert all(got[key] == expected[key] for key in whole)
+    assert all(expected[key][0][: len(tokens)] == tokens for key, (tokens, _, _) in got.items())
+
+
+def test_a_sequence_whose_logits_are_not_finite_fails_alone(folder: Path) -> None:
+    asked = [
+        Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)) for i in range(4)
+    ]
+    engine = engine_for(folder, RecordingPlatform())
+    for request in asked:
+        engine.add(request)
+    expected = answers(folder, CpuPlatform(), asked)
+
+    def poison(engine: Engine, step: int) -> None:
+        if step == 2:  # the keys of the first token of r1
+            victim = next(s for s in engine.scheduler._running.values() if s.request.id == "r1")
+            for layer in engine.runner.kv_cache.layers:
+                layer[:, victim.block_ids[0], 0] = float("nan")
+
+    got = drain(engine, poison)
+    assert got["r1", 0][1] == "error"
+    assert all(got[f"r{i}", 0] == expected[f"r{i}", 0] for i in (0, 2, 3))
+
+
+def test_after_a_failure_steps_run_one_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(10, seed=2)
+    finish, calls = ModelRunner.finish, []
+
+    def fail_once(self: ModelRunner, flight: Any) -> Any:
+        calls.append(flight)
+        if len(calls) == 2:
+            raise RuntimeError("kernel launch failed")
+        return finish(self, flight)
+
+    monkeypatch.setattr(ModelRunner, "finish", fail_once)
+    assert answers(folder, RecordingPlatform(), asked) == answers(folder, CpuPlatform(), asked)
+    assert len(calls) == 2
+
+
+def test_small_models_run_further_ahead() -> None:
+    assert [decode_steps(num_bytes) for num_bytes in (10**6, 10**9, 3 * 10**9, 14 * 10**9)] == [8, 8, 4, 1]
