@@ -1,6 +1,8 @@
 # The commands that people, pre-commit and CI all run. `make serve` and `make test` need nothing but python3 (3.10 to 3.13).
 SHELL := /bin/bash
+.DEFAULT_GOAL := help
 ARGS ?=
+CODE := src tests examples benchmarks scripts training setup.py
 
 # Use the active virtual environment; make one in .venv when none is active.
 ifdef VIRTUAL_ENV
@@ -9,7 +11,10 @@ else
 PYTHON := .venv/bin/python
 endif
 
-.PHONY: serve test check fmt test-gpu bench bench-cpu soak install install-dev clean
+.PHONY: help serve test check fmt test-gpu bench soak wheel install install-dev clean
+
+help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: install  ## install quire and serve the bundled model on http://127.0.0.1:8000
 	@$(PYTHON) -m quire serve $(ARGS)
@@ -17,16 +22,16 @@ serve: install  ## install quire and serve the bundled model on http://127.0.0.1
 test: install-dev  ## the default suite: CPU, no network
 	@$(PYTHON) -m pytest $(ARGS)
 
-check: install-dev  ## formatting, lint, types, layer contract; sizes are printed
-	$(PYTHON) -m ruff format --check src tests examples benchmarks scripts training setup.py
-	$(PYTHON) -m ruff check src tests examples benchmarks scripts training setup.py
+check: install-dev  ## formatting, lint, types, layer contract, documents; sizes are printed
+	$(PYTHON) -m ruff format --check $(CODE)
+	$(PYTHON) -m ruff check $(CODE)
 	$(PYTHON) -m mypy src/quire
 	$(PYTHON) -m pytest tests/architecture
 	$(PYTHON) scripts/sizes.py
 
 fmt: install-dev  ## format and fix what can be fixed
-	$(PYTHON) -m ruff format src tests examples benchmarks scripts training setup.py
-	$(PYTHON) -m ruff check --fix src tests examples benchmarks scripts training setup.py
+	$(PYTHON) -m ruff format $(CODE)
+	$(PYTHON) -m ruff check --fix $(CODE)
 
 test-gpu:  ## tests that need a GPU, in the environment that is active
 	$${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)
@@ -34,8 +39,12 @@ test-gpu:  ## tests that need a GPU, in the environment that is active
 bench: install-dev  ## CPU benchmark beside transformers' generate, in one run
 	$(PYTHON) benchmarks/cpu_versus_transformers.py $(ARGS)
 
-soak: install-dev  ## the long versions: 10,000 bit-identity pairs, 1,000-request disconnect runs, 20 engine kills
+soak: install-dev  ## the long versions: 10,000 bit-identity pairs, 20 engine kills and the like
 	QUIRE_SOAK=1 $(PYTHON) -m pytest --timeout=3600 $(ARGS)
+
+wheel: install-dev  ## a wheel for this kind of machine, in dist/
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls -lh dist/*.whl
 
 install:
 	@bash scripts/install.sh "$(PYTHON)"
@@ -43,5 +52,5 @@ install:
 install-dev:
 	@bash scripts/install.sh "$(PYTHON)" dev
 
-clean:
+clean:  ## remove what was built, .venv included
 	rm -rf build dist .venv src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
