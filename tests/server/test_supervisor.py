@@ -194,7 +194,9 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(server):
     assert not alive
     assert not directory.exists()
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", server.port))  # free again
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT may be left, a listener not
+        sock.bind(("127.0.0.1", server.port))
+        sock.listen()
 
 
 def test_requests_that_take_longer_than_the_drain_time_get_an_error_not_silence(tmp_path, model):
