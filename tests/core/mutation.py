@@ -55,7 +55,6 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("admission", "if num_prompt >= config.max_model_len:", "if num_prompt > config.max_model_len:"),
     ("admission", "if needed > usable:", "if needed > usable + 1:"),
     ("scheduler", "sequence.num_computed_tokens < len(sequence.block_ids) * block_size", "True"),
-    ("scheduler", "                continue  # preempted a moment ago", "                pass"),
     ("scheduler", "num_new and sequence.status is Status.RUNNING", "num_new"),
     ("scheduler", "            step.take_back(victim.seq_id)\n", ""),
     ("scheduler", "            self.budget += row.num_new_tokens", "            pass"),

@@ -64,6 +64,7 @@ class Walk:
             max_num_seqs=draw.randint(*self.profile.max_num_seqs),
             max_num_batched_tokens=draw.choice((1, 2, 3, 6, 12, 24)),
             max_model_len=draw.choice((10, 20, 1000)),
+            excess=draw.choice((0, 0, 0, 3)),
             policy=draw.choice(("fcfs", "priority")),
             enable_prefix_caching=draw.random() < 0.8,
             enable_chunked_prefill=draw.random() < 0.7,
@@ -79,7 +80,9 @@ class Walk:
         longest = self.harness.config.max_model_len
         num_varied = draw.randint(1, max(1, self.profile.max_prompt // 2))
         prompt = [0] * draw.randint(0, self.profile.max_prompt // 2) + [draw.randrange(2) for _ in range(num_varied)]
-        max_tokens = max(1, min(int(longest * draw.choice(self.profile.shares)), longest - len(prompt)))
+        max_tokens = max(1, int(longest * draw.choice(self.profile.shares)))
+        if draw.random() < 0.8:
+            max_tokens = max(1, min(max_tokens, longest - len(prompt)))
         new = request(
             f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aaab"), priority=draw.randrange(3),
             eos=draw.choice(((), (), (1,), (2, 3))), ignore_eos=draw.random() < 0.5, max_tokens=max_tokens,

@@ -14,6 +14,7 @@ from quire.core.prefix_cache import PrefixCache
 from quire.core.request import Request
 from quire.core.scheduler import MAX_PREEMPTIONS, Scheduler, SchedulerConfig
 from quire.core.sequence import Sequence, Status
+from quire.errors import QueueFull
 
 VOCAB_SIZE = 6
 MASK = 2**61 - 1
@@ -54,9 +55,9 @@ class Colliding:
         return bytes([(sum(parent_key) + sum(token_ids)) % self.num_values])
 
 
-def config_of(block_size: int, num_usable: int, max_model_len: int, **options) -> SchedulerConfig:
-    """A configuration whose model length fits the pool, as an engine sees to."""
-    longest = min(max_model_len, num_usable * block_size + 1)
+def config_of(block_size: int, num_usable: int, max_model_len: int, excess: int = 0, **options) -> SchedulerConfig:
+    """A configuration whose model length fits the pool, as an engine sees to, or is too long for it by `excess` tokens."""
+    longest = min(max_model_len, num_usable * block_size + 1) + excess
     return SchedulerConfig(num_usable + 1, block_size, max_model_len=longest, **options)
 
 
@@ -205,7 +206,15 @@ class Harness:
     # ---- events ----
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request)
+        num_waiting = sum(s.index == 0 for s in self.waiting())
+        limit, num_seats = self.config.max_num_queued_reqs, self.config.max_num_seqs - len(self.running())
+        full = limit is not None and num_waiting >= limit + num_seats
+        try:
+            self.scheduler.add(request)
+        except QueueFull:
+            require(full, "refused though there is room in the queue", request)
+            raise
+        require(not full, "accepted though the queue is full", request)
         self.requests[request.id] = request
         for index in range(request.params.n):
             tokens, finish_reason, stop_reason = solo(request, index, self.config.max_model_len)

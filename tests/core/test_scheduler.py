@@ -582,6 +582,16 @@ def test_several_tokens_in_one_step_are_cut_at_the_stop_and_caught_up_with_other
     assert not s.has_work()
 
 
+def test_who_got_several_tokens_may_need_the_blocks_of_another_who_did() -> None:
+    s = harness(num_blocks=7, block_size=1).scheduler
+    s.add(request("old", [1, 1], max_tokens=5))
+    s.add(request("new", [2, 2], max_tokens=5))
+    s.commit(s.schedule(), StepResult([SequenceResult(0, [3, 4, 5]), SequenceResult(1, [3, 4, 5])]))
+    batch = s.schedule()
+    assert (rows(batch), batch.removed) == ([(0, 3)], [1])
+    s.check()
+
+
 def test_a_lost_step_is_computed_again_and_nothing_is_lost() -> None:
     h = harness()
     h.add(request("gone", [3] * 5))

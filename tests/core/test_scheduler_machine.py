@@ -20,6 +20,7 @@ configs = st.builds(
     max_num_seqs=st.integers(1, 5),
     max_num_batched_tokens=st.integers(1, 12),
     max_model_len=st.sampled_from((1000, 10, 20)),
+    excess=st.sampled_from((0, 0, 3)),
     policy=st.sampled_from(("fcfs", "priority")),
     enable_prefix_caching=st.booleans(),
     enable_chunked_prefill=st.booleans(),
