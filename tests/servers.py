@@ -1,13 +1,18 @@
 """A server in processes of its own, on a free port, for tests."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +26,20 @@ READY_S = 60.0
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port below those that the system hands out by itself, so that no connection takes it before the server does."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+@functools.cache
+def run_dirs() -> str:
+    """Where this test process's servers make their run directories: a starting server sweeps those of dead ones, also of others."""
+    folder = tempfile.mkdtemp(prefix="quire-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def fake_model(folder: Path, vocab_size: int = 256) -> Path:
@@ -46,7 +61,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         options = {"engine_args": engine_args, "server_args": args, "fake": fake}
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TMPDIR": run_dirs()}
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "launch_server.py"), json.dumps(options)], stdout=file, stderr=file, env=env
