@@ -40,6 +40,7 @@ class Walk:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.profile = self.draw.choice((ANYTHING, CROWDED, CROWDED))
+        self.greedy = self.draw.random() < 0.5
         self.harness = Harness(self._config(), collide=self.draw.choice((None, None, 1, 5)))
         self.num_operations = 0
         self.events: list[tuple[int, Callable[[], None]]] = [
@@ -69,14 +70,18 @@ class Walk:
             enable_prefix_caching=draw.random() < 0.8,
             enable_chunked_prefill=draw.random() < 0.7,
             max_num_queued_reqs=draw.choice((None, None, 2)),
+            max_decode_steps=draw.choice((1, 2, 4)) if self.greedy else 0,
         )
 
     def add(self) -> None:
         draw, params = self.draw, {}
         if draw.random() < 0.2:
             params["prompt_logprobs"] = 1
-        if draw.random() < 0.2:
-            params["logprobs"] = 1
+        if self.greedy:  # the runner may then do several steps in a row
+            params["temperature"] = 0.0
+        else:
+            params["logprobs"] = draw.choice((None, None, None, 1))
+            params["n"] = draw.choice((1, 1, 1, 2, 3))
         longest = self.harness.config.max_model_len
         num_varied = draw.randint(1, max(1, self.profile.max_prompt // 2))
         prompt = [0] * draw.randint(0, self.profile.max_prompt // 2) + [draw.randrange(2) for _ in range(num_varied)]
@@ -86,7 +91,7 @@ class Walk:
         new = request(
             f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aaab"), priority=draw.randrange(3),
             eos=draw.choice(((), (), (1,), (2, 3))), ignore_eos=draw.random() < 0.5, max_tokens=max_tokens,
-            min_tokens=draw.choice((0, max_tokens // 2)), n=draw.choice((1, 1, 1, 2, 3)),
+            min_tokens=0 if self.greedy else draw.choice((0, max_tokens // 2)),
             stop_token_ids=draw.choice(([], [], [4])), **params,
         )  # fmt: skip
         try:
@@ -113,6 +118,8 @@ class Walk:
     def advance(self) -> None:
         if self.harness.batch is None:
             self.harness.schedule()
+        elif self.harness.ahead is None and self.draw.random() < 0.5:
+            self.harness.schedule_ahead()
         elif self.draw.random() < 0.02:
             self.harness.abandon(executed=self.draw.random() < 0.5)
         elif self.draw.random() < 0.02 and self._all_still_run():
@@ -122,7 +129,10 @@ class Walk:
             self.harness.commit({seq_id for seq_id in scheduled if self.draw.random() < 0.01})
 
     def _all_still_run(self) -> bool:
-        return {s.seq_id for s in self.harness.batch.scheduled} <= {s.seq_id for s in self.harness.running()}
+        batch = self.harness.batch
+        return not batch.decode_steps and {s.seq_id for s in batch.scheduled} <= {
+            s.seq_id for s in self.harness.running()
+        }
 
     def _ids(self) -> list[str]:
         return sorted({id for id, _ in self.harness.owed}) or ["nobody"]

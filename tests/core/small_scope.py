@@ -5,6 +5,7 @@
 Three requests, four usable blocks, steps of one or two tokens. Events, each tried in every state that allows it:
 
     add(r)      for each request not yet added, in any order
+    ahead       decoding steps after those under way, where the runner can do several in a row
     schedule    then commit, apart from each other, so that everything else may come between them
     abort(r)    at any moment while r lives
     preempt(r)  forced, at any moment while r runs, a bounded number of times in all
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 
 from stub_runner import Broken, Harness, request
 
+from quire.core.batch import Batch
 from quire.core.request import Request
 from quire.core.scheduler import MAX_PREEMPTIONS, SchedulerConfig
 
@@ -38,9 +40,9 @@ from quire.core.scheduler import MAX_PREEMPTIONS, SchedulerConfig
 REQUESTS = {
     r.id: r
     for r in (
-        request("a", [0, 0, 1], max_tokens=5, priority=1),
-        request("b", [0], max_tokens=6, priority=0),
-        request("c", [0, 0], max_tokens=6, priority=2, eos=(0,)),
+        request("a", [0, 0, 1], max_tokens=5, temperature=0.0, priority=1),
+        request("b", [0], max_tokens=6, temperature=0.0, priority=0),
+        request("c", [0, 0], max_tokens=6, temperature=0.0, priority=2, eos=(0,)),
     )
 }
 Event = tuple[str, str]
@@ -136,6 +138,8 @@ def events(harness: Harness, may_force: bool) -> Iterator[Event]:
         yield ("schedule", "")
         return
     yield ("commit", "")
+    if harness.batch.decode_steps and harness.ahead is None:
+        yield ("schedule_ahead", "")
     yield from (("fail", s.request.id) for s in harness.running() if s.seq_id in scheduled_ids(harness))
 
 
@@ -195,12 +199,15 @@ def canonical(harness: Harness) -> Hashable:
         entry = scheduler.cache._by_block.get(block_id) if scheduler.cache is not None else None
         if entry is not None:
             cached.append((number, entry.key, prefix(entry.parent), prefix(entry.prefix_id)))
-    batch = harness.batch
+
+    def content(batch: Batch | None) -> Hashable:
+        return batch and (batch.decode_steps, *((label(s.seq_id), s.num_new_tokens) for s in batch.scheduled))
+
     return (
         tuple(sequences), tuple(cached), tuple(sorted(harness.ended.items())), tuple(map(label, scheduler._running)),
         scheduler.pool.num_free, tuple(sorted(map(label, scheduler._removed))),
         scheduler._stuck and (label(scheduler._stuck[0]), scheduler._stuck[1]), scheduler._prompt_goes_alone,
-        batch and tuple((label(s.seq_id), s.num_new_tokens) for s in batch.scheduled),
+        content(harness.batch), content(harness.ahead),
     )  # fmt: skip
 
 
@@ -216,6 +223,7 @@ SCOPES: tuple[dict[str, object], ...] = (
     {"max_num_batched_tokens": 2, "policy": "priority"},
     {"max_num_batched_tokens": 3, "enable_prefix_caching": False},
     {"max_num_batched_tokens": 3, "enable_chunked_prefill": False, "max_num_seqs": 2},
+    {"max_num_batched_tokens": 3, "max_decode_steps": 2},
 )
 
 

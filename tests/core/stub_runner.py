@@ -7,7 +7,7 @@ seen at once. The next token is a function of the fingerprint, so the right outp
 
 from dataclasses import dataclass, field, replace
 
-from quire.core.batch import Batch, NewSequence, SequenceResult, StepResult, TokenLogprobs
+from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult, TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.params import SamplingParams
 from quire.core.prefix_cache import PrefixCache
@@ -97,6 +97,7 @@ class Row:
     token_ids: list[int]
     num_computed: int
     block_ids: list[int]
+    failed: bool = False
 
 
 class StubRunner:
@@ -107,6 +108,7 @@ class StubRunner:
         self.rows: dict[int, Row] = {}
         self.kv: list[tuple[int, str] | None] = [None] * (config.num_blocks * config.block_size)
         self.unsure: set[int] = set()  # of a lost step: rows that may or may not be here
+        self.last_ids: list[int] = []
 
     def execute(self, batch: Batch, salts: dict[int, str], failing: set[int]) -> StepResult:
         for seq_id in batch.removed:
@@ -115,11 +117,41 @@ class StubRunner:
             require(new.seq_id not in self.rows, "added twice", new)
             self.rows[new.seq_id] = Row(new, salts[new.seq_id], new.token_ids, new.num_computed_tokens, new.block_ids)
         require(len(self.rows) <= self.config.max_num_seqs, "too many rows", len(self.rows))
-        require(batch.num_tokens <= self.config.max_num_batched_tokens, "over budget", batch)
         require(len({s.seq_id for s in batch.scheduled}) == len(batch.scheduled), "scheduled twice", batch)
+        if batch.decode_steps:
+            return self._execute_decode_steps(batch, failing)
+        require(batch.num_tokens <= self.config.max_num_batched_tokens, "over budget", batch)
         return StepResult(
             [self._run(s.seq_id, s.num_new_tokens, s.new_block_ids, s.seq_id in failing) for s in batch.scheduled]
         )
+
+    def _execute_decode_steps(self, batch: Batch, failing: set[int]) -> StepResult:
+        ids, counts = [s.seq_id for s in batch.scheduled], [s.num_new_tokens for s in batch.scheduled]
+        require(len(ids) <= self.config.max_num_batched_tokens, "over budget", batch)
+        require(0 < batch.decode_steps == max(counts) <= self.config.max_decode_steps, "wrong count of steps", batch)
+        require(
+            not batch.added and (not batch.follows or (ids == self.last_ids and not batch.removed)), "new rows", batch
+        )
+        require(batch.follows or min(counts) > 0, "a row without a token", batch)
+        self.last_ids = ids
+        return StepResult([self._decode(s, s.seq_id in failing) for s in batch.scheduled])
+
+    def _decode(self, scheduled: ScheduledSequence, fails: bool) -> SequenceResult:
+        """Some steps in a row: each reads what those before it wrote. Goes on after a stop, which only the scheduler knows."""
+        row = self.rows[scheduled.seq_id]
+        row.block_ids += scheduled.new_block_ids
+        row.failed |= fails
+        if row.failed:
+            return SequenceResult(scheduled.seq_id, [], error="logits are not finite")
+        start = len(row.token_ids)
+        for _ in range(scheduled.num_new_tokens):
+            require(row.num_computed == len(row.token_ids) - 1, "decodes before its prompt is computed", row)
+            self._read(row, row.num_computed)
+            fingerprint = fingerprints(row.token_ids)[-1]
+            self.kv[self._slot(row, row.num_computed)] = (fingerprint, row.salt)
+            row.token_ids.append(next_token(fingerprint, row.new.index))
+            row.num_computed += 1
+        return SequenceResult(scheduled.seq_id, row.token_ids[start:])
 
     # Rows append to the lists that they were given, as a runner may: the scheduler must not need them any more.
 
@@ -179,6 +211,7 @@ class Harness:
     """Drives a scheduler with the stub runner and checks every promise after every event.
 
     collide  None = SHA-256 in the prefix cache; k = a hash with k values
+    batch   the oldest under way; ahead: the decoding steps that follow it
     owed    sequences that have not ended, by (request id, index)
     ended   how the others ended: a finish_reason, or "abort"
     """
@@ -191,6 +224,7 @@ class Harness:
     owed: dict[tuple[str, int], Promise] = field(default_factory=dict)
     ended: dict[tuple[str, int], str] = field(default_factory=dict)
     batch: Batch | None = None
+    ahead: Batch | None = None
     salts: dict[int, str] = field(default_factory=dict)
     num_steps: int = 0
     num_natural_preemptions: int = 0
@@ -247,15 +281,21 @@ class Harness:
         before = {s.seq_id: s.num_preemptions for s in self.running()}
         self.batch = self.scheduler.schedule()
         self.salts = {s.seq_id: s.request.cache_salt for s in self.running()}
-        require(self.scheduler.stats().num_step_tokens == self.batch.num_tokens, "tokens miscounted", self.batch)
+        if not self.batch.decode_steps:
+            require(self.scheduler.stats().num_step_tokens == self.batch.num_tokens, "tokens miscounted", self.batch)
         self._check_order(before)
         if self.scheduler.has_work():
             require(bool(self.batch.scheduled), "there is work, and none was scheduled")
         self._check_nobody_waits_needlessly()
         self.verify()
 
+    def schedule_ahead(self) -> None:
+        require(self.batch is not None, "the test asks for steps after none")
+        self.ahead = self.ahead or self.scheduler.schedule_ahead()
+        self.verify()
+
     def commit(self, failing: set[int] = frozenset()) -> list[EngineOutput]:  # type: ignore[assignment]
-        batch, self.batch = self.batch, None
+        batch, self.batch, self.ahead = self.batch, self.ahead, None
         assert batch is not None
         running = {s.seq_id: s for s in self.running()}
         outputs = self.scheduler.commit(batch, self.runner.execute(batch, self.salts, failing))
@@ -287,12 +327,14 @@ class Harness:
 
     def abandon(self, executed: bool) -> None:
         """The step is lost before or after the runner did it."""
-        batch, self.batch = self.batch, None
+        batch, ahead, self.batch, self.ahead = self.batch, self.ahead, None, None
         assert batch is not None
         self.runner.unsure = {*batch.removed, *(new.seq_id for new in batch.added)}
         if executed:
             self.runner.execute(batch, self.salts, failing=set())
-        self.scheduler.abandon(batch)
+        if executed and ahead is not None:
+            self.runner.execute(ahead, self.salts, failing=set())
+        self.scheduler.abandon_all()
         require(
             not any(s.seq_id in {r.seq_id for r in batch.scheduled} for s in self.running()), "abandoned but running"
         )
@@ -304,13 +346,18 @@ class Harness:
 
     def drain(self) -> None:
         """Runs until nothing is left; the bound is the work of computing everything MAX_PREEMPTIONS + 1 times from scratch."""
-        if self.batch is not None:
+        while self.batch is not None:
             self.commit()
         work = sum(len(self.requests[id].prompt_token_ids) + len(p.tokens) for (id, _), p in self.owed.items())
         for _ in range(work * (MAX_PREEMPTIONS + 1) + 1):
             if not self.scheduler.has_work():
                 break
-            self.step()
+            if self.batch is None:
+                self.schedule()
+            self.schedule_ahead()
+            self.commit()
+        while self.batch is not None:
+            self.commit()
         require(not self.scheduler.has_work() and not self.owed, "work never ends", self.owed)
         require(self.scheduler.pool.num_free == self.config.num_blocks - 1, "blocks were lost")
         self.step()
@@ -404,7 +451,7 @@ class Harness:
         if not waiting or any(s.num_preemptions for s in waiting):
             return  # after a preemption in this step nobody is admitted
         running, head = len(self.running()), waiting[0]
-        budget = self.config.max_num_batched_tokens - self.batch.num_tokens
+        budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
         num_tokens = len(head.token_ids)
         has_seat = running < self.config.max_num_seqs
         fits_step = budget > 0 and (self.config.enable_chunked_prefill or num_tokens <= budget)

@@ -21,6 +21,7 @@ configs = st.builds(
     max_num_batched_tokens=st.integers(1, 12),
     max_model_len=st.sampled_from((1000, 10, 20)),
     excess=st.sampled_from((0, 0, 3)),
+    max_decode_steps=st.sampled_from((0, 0, 2, 4)),
     policy=st.sampled_from(("fcfs", "priority")),
     enable_prefix_caching=st.booleans(),
     enable_chunked_prefill=st.booleans(),
@@ -32,7 +33,7 @@ prompts = st.builds(
 params = st.fixed_dictionaries(
     {
         "max_tokens": st.sampled_from((40, 4, 1)),
-        "n": st.sampled_from((1, 1, 2, 3)),
+        "n": st.sampled_from((0, 1, 1, 2, 3)),
         "stop_token_ids": st.sampled_from(([], [4])),
         "prompt_logprobs": st.sampled_from((None, 1)),
         "logprobs": st.sampled_from((None, 1)),
@@ -56,6 +57,8 @@ class Machine(RuleBasedStateMachine):
     def add(self, prompt, params) -> None:
         room = max(1, self.harness.config.max_model_len - len(prompt))
         params["max_tokens"] = min(params["max_tokens"], room)  # mostly as many as fit, for want of blocks
+        if self.harness.config.max_decode_steps or not params["n"]:
+            params |= {"n": 1, "temperature": 0.0, "logprobs": None}  # so that steps may run in a row
         try:
             self.harness.add(request(f"r{len(self.harness.requests)}", prompt, **params))
         except ClientError:
@@ -75,7 +78,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(num_steps=st.integers(1, 8))
     def steps(self, num_steps) -> None:
-        if self.harness.batch is not None:
+        while self.harness.batch is not None:
             self.harness.commit()
         for _ in range(num_steps):
             self.harness.step()
@@ -85,6 +88,11 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def schedule(self) -> None:
         self.harness.schedule()
+
+    @precondition(lambda self: self.harness.batch is not None)
+    @rule()
+    def schedule_ahead(self) -> None:
+        self.harness.schedule_ahead()
 
     @precondition(lambda self: self.harness.batch is not None)
     @rule(fails=st.sets(st.integers(0, 4), max_size=1))

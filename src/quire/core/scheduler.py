@@ -278,6 +278,8 @@ class Scheduler:
         limit = self.config.max_decode_steps
         if not limit or step.added or step.preempted or self._prompt_goes_alone or len(step.rows) != len(self._running):
             return 0
+        if self._num_step_tokens != len(step.rows):
+            return 0  # the last chunk of a prompt is among them
         sequences = [self._running[seq_id] for seq_id in step.rows]
         if not sequences or not all(s.runs_alone and s.num_computed_tokens == len(s.token_ids) for s in sequences):
             return 0
