@@ -190,13 +190,13 @@ def canonical(harness: Harness) -> Hashable:
     sequences = [
         (
             s.request.id, s.status.value, len(s.token_ids), s.num_computed_tokens, tuple(blocks[b] for b in s.block_ids),
-            min(s.num_preemptions, MAX_PREEMPTIONS), s.num_cached_tokens, s.prefix and (s.prefix.num_blocks, prefix(s.prefix.parent)),
+            min(s.num_preemptions, MAX_PREEMPTIONS), s.num_cached_tokens, s.prefix.num_blocks, prefix(s.prefix.parent),
         )
         for s in sorted(by_id.values(), key=lambda s: s.seq_id)
     ]  # fmt: skip
     cached = []
     for block_id, number in blocks.items():
-        entry = scheduler.cache._by_block.get(block_id) if scheduler.cache is not None else None
+        entry = scheduler.kv.cache._by_block.get(block_id) if scheduler.kv.cache is not None else None
         if entry is not None:
             cached.append((number, entry.key, prefix(entry.parent), prefix(entry.prefix_id)))
 

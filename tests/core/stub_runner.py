@@ -233,9 +233,9 @@ class Harness:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.config)
         self.runner = StubRunner(self.config)
-        if self.collide is not None and self.scheduler.cache is not None:
+        if self.collide is not None and self.config.enable_prefix_caching:
             colliding = PrefixCache(self.config.block_size, Colliding(self.collide))
-            self.scheduler.cache = self.scheduler.pool._cache = colliding
+            self.scheduler.kv.cache = self.scheduler.pool._cache = colliding
 
     # ---- events ----
 

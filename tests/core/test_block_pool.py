@@ -21,7 +21,7 @@ def make(num_blocks: int = 6) -> tuple[BlockPool, PrefixCache]:
 
 def holder(block_ids: list[int], num_computed: int = 0, seq_id: int = 0) -> Sequence:
     request = Request("r", [1], SamplingParams())
-    sequence = Sequence(seq_id, 0, request, StopRule(request, 100), None)
+    sequence = Sequence(seq_id, 0, request, StopRule(request, 100), PrefixChain(()))
     sequence.block_ids, sequence.num_computed_tokens = block_ids, num_computed
     return sequence
 

@@ -211,8 +211,8 @@ def test_a_prompt_that_lacks_blocks_is_not_looked_up_again_until_there_is_more_r
     h.add(request("a", [1] * 9, max_tokens=12))
     h.add(request("b", [2] * 24, max_tokens=1))
     looked_up = []
-    match = h.scheduler.cache.match
-    h.scheduler.cache.match = lambda *args: looked_up.append(h.num_steps) or match(*args)
+    match = h.scheduler.kv.cache.match
+    h.scheduler.kv.cache.match = lambda *args: looked_up.append(h.num_steps) or match(*args)
     h.drain()
     assert looked_up == [0, 0, 12]  # a; b in vain; b when a has ended
 

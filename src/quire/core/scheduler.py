@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 
 from quire.core.admission import check_request
 from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
-from quire.core.block_pool import BlockPool
 from quire.core.config import SchedulerConfig, SchedulerStats
+from quire.core.kv_manager import KVManager
 from quire.core.outputs import EngineOutput
 from quire.core.policy import ORDERS, WaitingQueue
-from quire.core.prefix_cache import CachedPrefix, PrefixCache, PrefixChain
+from quire.core.prefix_cache import PrefixChain
 from quire.core.request import Request
 from quire.core.sequence import Sequence, Status
 from quire.core.stop import Cut, StopRule
@@ -71,8 +71,8 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.cache = PrefixCache(config.block_size) if config.enable_prefix_caching else None
-        self.pool = BlockPool(config.num_blocks, config.block_size, self.cache)
+        self.kv = KVManager(config)
+        self.pool = self.kv.pool
         self._order = ORDERS[config.policy]
         self._waiting = WaitingQueue(self._order)
         self._running: dict[int, Sequence] = {}
@@ -107,7 +107,7 @@ class Scheduler:
         if not sequences:
             return
         self._requests[request.id] = {sequence.index: sequence for sequence in sequences}
-        if self.cache is not None and len(sequences) > 1:
+        if self.config.enable_prefix_caching and len(sequences) > 1:
             self._held[request.id] = sequences[1:]
             del sequences[1:]
         for sequence in sequences:
@@ -138,8 +138,8 @@ class Scheduler:
         """Forgets all cached blocks, such as after a change of weights. What runs is preempted and recomputed."""
         for sequence in list(self._running.values()):
             self._preempt(sequence)
-        if self.cache is not None:
-            self.cache.reset()
+        if self.kv.cache is not None:
+            self.kv.cache.reset()
 
     def has_work(self) -> bool:
         """True while a sequence has not ended."""
@@ -149,12 +149,13 @@ class Scheduler:
         """How things stand now."""
         num_running = len(self._running)
         num_held = sum(len(sequences) for sequences in self._held.values())
+        cache = self.kv.cache
         return SchedulerStats(
             running=num_running,
             waiting=len(self._waiting) + num_held,
             kv_cache_usage=1.0 - self.pool.num_free / self.pool.num_usable,
-            prefix_cache_queries=self.cache.num_queries if self.cache is not None else 0,
-            prefix_cache_hits=self.cache.num_hits if self.cache is not None else 0,
+            prefix_cache_queries=0 if cache is None else cache.num_queries,
+            prefix_cache_hits=0 if cache is None else cache.num_hits,
             num_preemptions=self._num_preemptions,
             num_step_tokens=self._num_step_tokens,
         )
@@ -186,8 +187,8 @@ class Scheduler:
     def schedule_ahead(self) -> Batch | None:
         """Decides on decoding steps after those under way, before anyone knows what these give: the same rows go on.
 
-        None when there is something else to decide first: somebody can be admitted, blocks lack, or many rows have ended. Call it
-        again, or schedule, after the next commit.
+        None when there is something else to decide first: somebody can be admitted, blocks lack, or many rows have ended.
+        Call it again, or schedule, after the next commit.
         """
         if len(self._in_flight) != 1 or not self._in_flight[0].decode_steps or self._may_admit():
             return None
@@ -196,14 +197,11 @@ class Scheduler:
         counts = [0 if s is None else min(self.config.max_decode_steps, s.num_left) for s in running]
         if sum(count > 0 for count in counts) * 8 < len(rows) * 7:
             return None  # a smaller batch costs less
-        new_block_ids = self._blocks_ahead(
-            [(s, count) for s, count in zip(running, counts, strict=True) if s is not None]
-        )
+        new_block_ids = self._take_steps([(s, count) for s, count in zip(running, counts) if s is not None])
         if new_block_ids is None:
             return None
         scheduled = [
-            ScheduledSequence(row.seq_id, count, new_block_ids.get(row.seq_id, []))
-            for row, count in zip(rows, counts, strict=True)
+            ScheduledSequence(row.seq_id, count, new_block_ids.get(row.seq_id, [])) for row, count in zip(rows, counts)
         ]
         batch = Batch(scheduled, decode_steps=max(counts), follows=True)
         self._in_flight.append(batch)
@@ -224,12 +222,9 @@ class Scheduler:
                 raise RuntimeError(f"result for sequence {sequence_result.seq_id} where {row.seq_id} was scheduled")
             sequence = self._running.get(row.seq_id)
             if sequence is not None:  # else it has ended, or was aborted or preempted meanwhile
-                if (
-                    batch.decode_steps
-                    and len(sequence_result.token_ids) != row.num_new_tokens
-                    and sequence_result.error is None
-                ):
-                    raise RuntimeError(f"sequence {row.seq_id} lacks tokens of {row.num_new_tokens} decoding steps")
+                num_given = len(sequence_result.token_ids)
+                if batch.decode_steps and num_given != row.num_new_tokens and sequence_result.error is None:
+                    raise RuntimeError(f"sequence {row.seq_id} got {num_given} tokens in {row.num_new_tokens} steps")
                 output = self._accept(sequence, sequence_result)
                 if output is not None:
                     outputs.append(output)
@@ -274,9 +269,11 @@ class Scheduler:
         self.config = replace(self.config, max_decode_steps=0)
 
     def _lengthen(self, step: _Step) -> int:
-        """Makes several decoding steps of a step in which there is nothing but decoding. Returns how many; 0 = it stays one step."""
+        """Makes several decoding steps of a step in which all is decoding. Returns how many; 0 = it stays one step."""
         limit = self.config.max_decode_steps
-        if not limit or step.added or step.preempted or self._prompt_goes_alone or len(step.rows) != len(self._running):
+        if not limit or step.added or step.preempted or self._prompt_goes_alone:
+            return 0
+        if len(step.rows) != len(self._running):
             return 0
         if self._num_step_tokens != len(step.rows):
             return 0  # the last chunk of a prompt is among them
@@ -284,7 +281,7 @@ class Scheduler:
         if not sequences or not all(s.runs_alone and s.num_computed_tokens == len(s.token_ids) for s in sequences):
             return 0
         more = [(s, min(limit - 1, s.num_left)) for s in sequences]  # beside the one that the step has given it
-        new_block_ids = self._blocks_ahead(more)
+        new_block_ids = self._take_steps(more)
         if new_block_ids is None:
             return 1
         for sequence, count in more:
@@ -293,21 +290,14 @@ class Scheduler:
             step.rows[row.seq_id] = ScheduledSequence(row.seq_id, 1 + count, blocks)
         return 1 + max(count for _, count in more)
 
-    def _blocks_ahead(self, more: list[tuple[Sequence, int]]) -> dict[int, list[int]] | None:
-        """Gives each sequence blocks for so many tokens more, and counts these as computed; returns the new blocks of those that
-        got any. None, and nothing is done, if there are too few."""
-        blocks_for = self.config.blocks_for
-        needs = [(s, blocks_for(s.num_computed_tokens + count) - len(s.block_ids)) for s, count in more if count]
-        needs = [(s, need) for s, need in needs if need > 0]
-        if sum(need for _, need in needs) > self.pool.num_free:
+    def _take_steps(self, more: list[tuple[Sequence, int]]) -> dict[int, list[int]] | None:
+        """Blocks for so many tokens more, which count as computed; by seq_id. None if too few are free."""
+        found = self.kv.grow_all(more)
+        if found is None:
             return None
-        found = {}
-        for sequence, need in needs:
-            found[sequence.seq_id] = self.pool.allocate(need)
-            sequence.block_ids += found[sequence.seq_id]
         for sequence, count in more:
             sequence.num_computed_tokens += count
-        return found
+        return {sequence.seq_id: block_ids for (sequence, _), block_ids in zip(more, found)}
 
     def _may_admit(self) -> bool:
         sequence = self._waiting.peek()
@@ -342,17 +332,14 @@ class Scheduler:
             sequence.num_computed_tokens += num_new
 
     def _grow(self, sequence: Sequence, num_new: int, step: _Step) -> list[int] | None:
-        """Gives the sequence blocks for its next tokens; None if it had to give up its own instead."""
-        num_blocks = self.config.blocks_for(sequence.num_computed_tokens + num_new) - len(sequence.block_ids)
-        while self.pool.num_free < num_blocks:
+        """Blocks for the sequence's next tokens, others' if need be; None if it had to give up its own instead."""
+        while (new_block_ids := self.kv.grow(sequence, num_new)) is None:
             victim = self._victim()
             step.take_back(victim.seq_id)
             step.preempted = True
             self._preempt(victim)
             if victim is sequence:
                 return None
-        new_block_ids = self.pool.allocate(max(num_blocks, 0))
-        sequence.block_ids += new_block_ids
         return new_block_ids
 
     def _victim(self) -> Sequence:
@@ -374,18 +361,20 @@ class Scheduler:
 
     def _place(self, sequence: Sequence, step: _Step) -> bool:
         """Admits the head of the queue if budget and blocks allow."""
-        found = self._match(sequence)
+        found = self.kv.match(sequence)
         num_cached = len(found) * self.config.block_size
         num_new = self._first_chunk(len(sequence.token_ids) - num_cached, step.budget)
         if not num_new:
             self._prompt_goes_alone = True
             return False
-        if not self._take_blocks(sequence, [entry.block_id for entry in found]):
+        pinned = sequence.num_preemptions >= MAX_PREEMPTIONS
+        num_tokens = sequence.max_kv_tokens if pinned else len(sequence.token_ids)
+        if not self.kv.admit(sequence, found, num_tokens, num_spare=len(self._running)):
+            self._stuck = (sequence.seq_id, self._room())
             return False
         self._stuck = None
         self._waiting.pop(Status.RUNNING)
         self._running[sequence.seq_id] = sequence
-        self._note_hits(sequence, found)
         step.added.append(sequence.as_new())
         step.give(ScheduledSequence(sequence.seq_id, num_new))
         sequence.num_computed_tokens += num_new
@@ -396,15 +385,8 @@ class Scheduler:
         return self._stuck is not None and self._stuck[0] == sequence.seq_id and self._room() <= self._stuck[1]
 
     def _room(self) -> int:
-        # One block is left for each running sequence; else a newcomer would soon be the victim of their growth.
+        # One block is left for each running sequence: else a newcomer would soon be the victim of their growth.
         return self.pool.num_free - len(self._running)
-
-    def _match(self, sequence: Sequence) -> list[CachedPrefix]:
-        if self.cache is None or sequence.prefix is None or sequence.prompt_logprobs is not None:
-            return []  # prompt logprobs need every position computed
-        # The last token is computed in any case: the logits come of it.
-        max_blocks = (len(sequence.token_ids) - 1) // self.config.block_size
-        return self.cache.match(sequence.prefix, sequence.token_ids, max_blocks)
 
     def _first_chunk(self, num_left: int, budget: int) -> int:
         """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
@@ -413,27 +395,6 @@ class Scheduler:
         # Without chunked prefill a prompt fits a step (add saw to it). A sequence that comes back may have outgrown it.
         whole = not self.config.enable_chunked_prefill and num_left <= self.config.max_num_batched_tokens
         return 0 if whole else budget
-
-    def _take_blocks(self, sequence: Sequence, cached_block_ids: list[int]) -> bool:
-        pinned = sequence.num_preemptions >= MAX_PREEMPTIONS
-        num_tokens = sequence.max_kv_tokens if pinned else len(sequence.token_ids)
-        num_blocks = self.config.blocks_for(num_tokens) - len(cached_block_ids)
-        if self._room() - self.pool.num_free_among(cached_block_ids) < num_blocks:
-            self._stuck = (sequence.seq_id, self._room())
-            return False
-        self.pool.share(cached_block_ids)
-        sequence.block_ids = cached_block_ids + self.pool.allocate(num_blocks)
-        return True
-
-    def _note_hits(self, sequence: Sequence, found: list[CachedPrefix]) -> None:
-        num_cached = len(found) * self.config.block_size
-        sequence.num_computed_tokens = num_cached
-        if sequence.prefix is not None:
-            sequence.prefix.advance(found)
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
-            if self.cache is not None and sequence.prompt_logprobs is None:
-                self.cache.count(len(sequence.token_ids), num_cached)
 
     # ---- committing ----
 
@@ -446,16 +407,16 @@ class Scheduler:
         if sequence.prompt_logprobs is not None and result.prompt_logprobs:
             sequence.prompt_logprobs += result.prompt_logprobs
         if not caught_up:
-            self._file_blocks(sequence)
+            self.kv.file(sequence)
             return None
         if self._held:
-            self._release_siblings(sequence.request.id)
+            self._release_siblings(sequence)
         return self._extend(sequence, result, sequence.stop.cut(sequence.num_generated, result.token_ids))
 
     def _extend(self, sequence: Sequence, result: SequenceResult, cut: Cut) -> EngineOutput:
         token_ids = result.token_ids[: cut.num_kept]
         sequence.token_ids += token_ids
-        self._file_blocks(sequence)
+        self.kv.file(sequence)
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         if cut.finish_reason is not None:
             self._end(sequence)
@@ -471,10 +432,7 @@ class Scheduler:
         )
 
     def _fail(self, sequence: Sequence, error: str) -> EngineOutput:
-        # What it computed in earlier steps may be as bad as this one, and so may what it shared: none is found again.
-        if self.cache is not None:
-            for block_id in sequence.block_ids:
-                self.cache.forget(block_id)
+        self.kv.distrust(sequence)
         self._end(sequence)
         return EngineOutput(
             sequence.request.id,
@@ -485,31 +443,24 @@ class Scheduler:
             error=error,
         )
 
-    def _file_blocks(self, sequence: Sequence) -> None:
-        if self.cache is None or sequence.prefix is None:
-            return
-        # The last known token is left out: whether it is computed is not sure while steps are under way.
-        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids) - 1) // self.config.block_size
-        if num_full > sequence.prefix.num_blocks:
-            self.cache.file(sequence.prefix, sequence.token_ids, sequence.block_ids, num_full)
-
     # ---- lifetimes ----
 
     def _sequences_of(self, request: Request) -> list[Sequence]:
         sequences = []
         for index in range(request.params.n):
             stop = StopRule(request, self.config.max_model_len)
-            prefix = PrefixChain((request.cache_salt,)) if self.cache is not None else None
-            sequence = Sequence(self._next_seq_id, index, request, stop, prefix)
+            sequence = Sequence(self._next_seq_id, index, request, stop, PrefixChain((request.cache_salt,)))
             self._next_seq_id += 1
             emitted = sequence.token_ids[sequence.num_prompt_tokens :]
             if stop.cut(0, emitted).finish_reason is None:
                 sequences.append(sequence)
         return sequences
 
-    def _release_siblings(self, request_id: str) -> None:
+    def _release_siblings(self, first: Sequence) -> None:
         """The prompt is computed, or who computed it is gone: sequences that waited for it enter the queue."""
-        for sequence in self._held.pop(request_id, ()):
+        num_blocks = first.num_prompt_tokens // self.config.block_size
+        for sequence in self._held.pop(first.request.id, ()):
+            sequence.prefix.keys = first.prefix.keys[:num_blocks]  # hashed once
             self._waiting.push(sequence)
 
     def _end(self, sequence: Sequence) -> None:
@@ -523,7 +474,7 @@ class Scheduler:
         elif request_id in self._held:
             self._held[request_id].remove(sequence)
         if status is not Status.HELD:
-            self._release_siblings(request_id)
+            self._release_siblings(sequence)
         siblings = self._requests[request_id]
         del siblings[sequence.index]
         if not siblings:

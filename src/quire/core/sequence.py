@@ -39,7 +39,7 @@ class Sequence:
     num_cached_tokens  prompt tokens found in the prefix cache when first admitted; None before
     num_preemptions    times that it lost its blocks
     prompt_logprobs    collected so far; None when none are wanted or they have been reported
-    prefix             where it stands in the prefix cache; None without prefix caching
+    prefix             where it stands in the prefix cache
     decode_row         its row in every step that computes one token and needs no new block
     runs_alone         a runner can choose its tokens without a word from the host
     """
@@ -49,7 +49,7 @@ class Sequence:
         "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "runs_alone", "seq_id", "status", "stop", "token_ids",
     )  # fmt: skip
 
-    def __init__(self, seq_id: int, index: int, request: Request, stop: StopRule, prefix: PrefixChain | None) -> None:
+    def __init__(self, seq_id: int, index: int, request: Request, stop: StopRule, prefix: PrefixChain) -> None:
         emitted = request.emitted_token_ids[index] if index < len(request.emitted_token_ids) else ()
         self.seq_id = seq_id
         self.index = index
@@ -88,8 +88,7 @@ class Sequence:
         """Forgets all that was computed; the tokens stay."""
         self.block_ids = []
         self.num_computed_tokens = 0
-        if self.prefix is not None:
-            self.prefix.restart()
+        self.prefix.restart()
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = []
 
