@@ -24,11 +24,10 @@ MODULES = registry.implementations("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-OF_GRAPHS = {"place_tokens", "take_tokens"}  # operators of a captured step, which the CPU has not
-
-
-def test_every_operator_has_a_cpu_kernel() -> None:
-    assert set(MODULES) == set(SPECS) - OF_GRAPHS
+def test_a_forward_pass_needs_no_reference() -> None:
+    """Every operator of a model's forward pass has a CPU kernel; those of captured steps need none."""
+    forward = {"linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "rotary", "write_kv"}
+    assert forward | {"paged_attention", "greedy"} <= set(MODULES) <= set(SPECS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
