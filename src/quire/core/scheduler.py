@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from quire.core.admission import check_request
 from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
 from quire.core.config import SchedulerConfig, SchedulerStats
+from quire.core.decode_steps import follow, lengthen
 from quire.core.kv_manager import KVManager
 from quire.core.outputs import EngineOutput
 from quire.core.policy import ORDERS, WaitingQueue
@@ -192,19 +193,9 @@ class Scheduler:
         """
         if len(self._in_flight) != 1 or not self._in_flight[0].decode_steps or self._may_admit():
             return None
-        rows = self._in_flight[0].scheduled
-        running = [self._running.get(row.seq_id) for row in rows]
-        counts = [0 if s is None else min(self.config.max_decode_steps, s.num_left) for s in running]
-        if sum(count > 0 for count in counts) * 8 < len(rows) * 7:
-            return None  # a smaller batch costs less
-        new_block_ids = self._take_steps([(s, count) for s, count in zip(running, counts) if s is not None])
-        if new_block_ids is None:
-            return None
-        scheduled = [
-            ScheduledSequence(row.seq_id, count, new_block_ids.get(row.seq_id, [])) for row, count in zip(rows, counts)
-        ]
-        batch = Batch(scheduled, decode_steps=max(counts), follows=True)
-        self._in_flight.append(batch)
+        batch = follow(self._in_flight[0], self._running, self.kv, self.config.max_decode_steps)
+        if batch is not None:
+            self._in_flight.append(batch)
         return batch
 
     def commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
@@ -262,49 +253,24 @@ class Scheduler:
         for batch in reversed(self._in_flight):
             self.abandon(batch)
 
-    # ---- decoding steps in a row ----
-
     def stop_lengthening(self) -> None:
         """From now on every batch is one step."""
         self.config = replace(self.config, max_decode_steps=0)
 
-    def _lengthen(self, step: _Step) -> int:
-        """Makes several decoding steps of a step in which all is decoding. Returns how many; 0 = it stays one step."""
-        limit = self.config.max_decode_steps
-        if not limit or step.added or step.preempted or self._prompt_goes_alone:
-            return 0
-        if len(step.rows) != len(self._running):
-            return 0
-        if self._num_step_tokens != len(step.rows):
-            return 0  # the last chunk of a prompt is among them
-        sequences = [self._running[seq_id] for seq_id in step.rows]
-        if not sequences or not all(s.runs_alone and s.num_computed_tokens == len(s.token_ids) for s in sequences):
-            return 0
-        more = [(s, min(limit - 1, s.num_left)) for s in sequences]  # beside the one that the step has given it
-        new_block_ids = self._take_steps(more)
-        if new_block_ids is None:
-            return 1
-        for sequence, count in more:
-            row = step.rows[sequence.seq_id]
-            blocks = row.new_block_ids + new_block_ids.get(row.seq_id, [])
-            step.rows[row.seq_id] = ScheduledSequence(row.seq_id, 1 + count, blocks)
-        return 1 + max(count for _, count in more)
+    # ---- scheduling ----
 
-    def _take_steps(self, more: list[tuple[Sequence, int]]) -> dict[int, list[int]] | None:
-        """Blocks for so many tokens more, which count as computed; by seq_id. None if too few are free."""
-        found = self.kv.grow_all(more)
-        if found is None:
-            return None
-        for sequence, count in more:
-            sequence.num_computed_tokens += count
-        return {sequence.seq_id: block_ids for (sequence, _), block_ids in zip(more, found)}
+    def _lengthen(self, step: _Step) -> int:
+        """Number of decoding steps that the step is made to be; 0 = it stays one step of any kind."""
+        settled = not step.added and not step.preempted and not self._prompt_goes_alone
+        one_token_each = len(step.rows) == len(self._running) == self._num_step_tokens
+        if not self.config.max_decode_steps or not settled or not one_token_each:
+            return 0
+        return lengthen(step.rows, self._running, self.kv, self.config.max_decode_steps)
 
     def _may_admit(self) -> bool:
         sequence = self._waiting.peek()
         has_seat = len(self._running) < self.config.max_num_seqs
         return sequence is not None and has_seat and not self._is_stuck(sequence)
-
-    # ---- scheduling ----
 
     def _continue_running(self, step: _Step) -> None:
         block_size = self.config.block_size
