@@ -20,7 +20,7 @@ serve: install  ## install quire and serve the bundled model on http://127.0.0.1
 	@$(PYTHON) -m quire serve $(ARGS)
 
 test: install-dev  ## the default suite: CPU, no network
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: install-dev  ## formatting, lint, types, layer contract, documents; sizes are printed
 	$(PYTHON) -m ruff format --check $(CODE)

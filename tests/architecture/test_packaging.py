@@ -16,7 +16,18 @@ PACKAGE = ROOT / "src" / "quire"
 WHEEL_LIMIT_BYTES = 25_000_000
 DEV_FOLDERS = ("tests", "benchmarks", "training", "examples", "scripts")
 PEERS = {"llama_cpp", "gguf"}  # of a benchmark that runs in an environment of its own, as its first lines say
-DEV_TOOLS = {"pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "openai", "httpx", "triton", "setuptools"}
+DEV_TOOLS = {
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+    "ruff",
+    "mypy",
+    "openai",
+    "httpx",
+    "triton",
+    "setuptools",
+    "pytest-xdist",
+}
 
 
 def required(extra: str | None = None) -> set[str]:

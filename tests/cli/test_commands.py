@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import quire.ops
 from quire.cli.main import main
 from quire.version import __version__
 
 SMALL = ["--max-model-len", "256", "--num-gpu-blocks-override", "40"]
-OPERATORS = (
-    "add_rms_norm",
-    "embedding",
-    "layer_norm",
-    "linear",
-    "paged_attention",
-    "rms_norm",
-    "rotary",
-    "silu_mul",
-    "write_kv",
-)
+OPS = Path(quire.ops.__file__).parent
+NOT_OPERATORS = ("__init__", "contract", "forward_batch", "registry")
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -86,7 +78,9 @@ def test_env_says_what_a_bug_report_needs(capsys, monkeypatch):
     assert re.search(r"torch 2\.\d+", out) and "(not installed)" not in out.split("transformers")[1].splitlines()[0]
     assert "very-secret" not in out and "VLLM_API_KEY=***" in out
     assert "HF_ENDPOINT=https://hf-mirror.com" in out and "CUDA_VISIBLE_DEVICES=7" in out
-    assert re.findall(r"^  (\w+) +cpu$", out, re.M) == list(OPERATORS)
+    backends = dict(re.findall(r"^  (\w+) +(cpu|torch)\b", out, re.M))
+    assert sorted(backends) == sorted(path.stem for path in OPS.glob("*.py") if path.stem not in NOT_OPERATORS)
+    assert backends["linear"] == backends["paged_attention"] == "cpu"
 
 
 def test_bench_latency_writes_what_it_measured(capsys, tmp_path: Path):
