@@ -8,6 +8,7 @@ import pytest
 from quire.cli.args import Parser, parse
 from quire.config import EngineArgs, option
 from quire.errors import ConfigError
+from quire.server.options import ServerArgs
 
 
 @dataclass
@@ -93,3 +94,42 @@ def test_a_list_flag_never_swallows_the_model_in_silence():
     assert (engine.model, extra.api_key) == ("m", ["a", "b"])
     with pytest.raises(ConfigError, match="put the model before"):
         parse(Parser(prog="t"), ["--api-key", "a", "m"], [EngineArgs, Extra])
+
+
+# Lines that tutorials of this field have people type, word for word but for the program's name.
+TUTORIAL_LINES = {
+    "Qwen/Qwen2-0.5B-Instruct --chat-template ./examples/template_chatml.jinja --served-model-name Qwen --trust-remote-code "
+    "--tensor-parallel-size 1": {
+        "model": "Qwen/Qwen2-0.5B-Instruct", "chat_template": "./examples/template_chatml.jinja",
+        "served_model_name": ["Qwen"], "trust_remote_code": True, "tensor_parallel_size": 1,
+    },
+    "/path/to/model --served-model-name model-name --max-model-len 16384 --gpu-memory-utilization 0.8 --max-num-seqs 2 "
+    "--tensor-parallel-size 2 --enforce-eager --swap-space=1": {
+        "model": "/path/to/model", "served_model_name": ["model-name"], "max_model_len": "16384",
+        "gpu_memory_utilization": 0.8, "max_num_seqs": 2, "tensor_parallel_size": 2, "enforce_eager": True, "swap_space": 1.0,
+    },
+    "/home/aistudio/script/model/deepseek-Qwen2.5-7B/ --served-model-name Qwen2.5:0.5B": {
+        "model": "/home/aistudio/script/model/deepseek-Qwen2.5-7B/", "served_model_name": ["Qwen2.5:0.5B"],
+    },
+    "./qwq-32b-q5_k_m.gguf --served-model-name QwQ:32B --max-model-len 6384 --max-num-seqs 2 --gpu-memory-utilization 0.8": {
+        "model": "./qwq-32b-q5_k_m.gguf", "max_model_len": "6384",
+    },
+    "org/embeddings --runner pooling --convert embed --dtype half --max-model-len 32768 --enforce-eager --trust-remote-code "
+    "--disable-custom-all-reduce --gpu-memory-utilization 0.9 --port 8000": {
+        "runner": "pooling", "convert": "embed", "dtype": "half", "disable_custom_all_reduce": True, "port": 8000,
+    },
+    "-tp 1 -pp 1 --block-size 32 --quantization awq --download-dir /models --max-num-batched-tokens 4096 --cpu-offload-gb 4 "
+    "--distributed-executor-backend mp --model m": {
+        "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "block_size": 32, "quantization": "awq",
+        "download_dir": "/models", "max_num_batched_tokens": 4096, "cpu_offload_gb": 4.0,
+        "distributed_executor_backend": "mp", "model": "m",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", TUTORIAL_LINES)
+def test_lines_of_tutorials_are_understood(line: str):
+    (engine, server), _ = parse(Parser(prog="quire serve"), line.split(), [EngineArgs, ServerArgs])
+    found = {**vars(engine), **vars(server)}
+    expected = TUTORIAL_LINES[line]
+    assert {name: found[name] for name in expected} == expected
