@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import importlib
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from markdown import ALL_DOCS, GUIDE, READMES, ROOT, USER_DOCS, blocks, prose, shell_lines, spans, table
 
+import quire.server.openai
 from quire import env
 from quire.cli import args as cli_args
 from quire.cli.bench import LatencyArgs, ThroughputArgs
@@ -20,8 +23,6 @@ from quire.cli.main import commands
 from quire.config import EngineArgs
 from quire.core.params import SamplingParams, field_names
 from quire.models.registry import architectures
-from quire.server import health
-from quire.server.openai import chat, completions, models
 from quire.server.options import ServerArgs
 
 PACKAGE = ROOT / "src" / "quire"
@@ -170,7 +171,9 @@ def test_the_readmes_say_the_same():
 def test_the_endpoints_are_all_listed():
     rows = table(ROOT / "docs" / "guide" / "serving.md", "endpoints")
     listed = {path for row in rows for path in spans(row[0])}
-    routes = {route.path for module in (health, chat, completions, models) for route in module.router.routes}
+    names = [f"quire.server.openai.{module.name}" for module in pkgutil.iter_modules(quire.server.openai.__path__)]
+    found = [importlib.import_module(name) for name in ("quire.server.health", *names)]
+    routes = {route.path for module in found if hasattr(module, "router") for route in module.router.routes}
     assert listed == {route.replace("{name:path}", "{name}") for route in routes}
 
 

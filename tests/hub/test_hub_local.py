@@ -52,6 +52,13 @@ def test_paths_that_do_not_exist_are_not_asked_of_the_hub(name, monkeypatch):
 
 
 def test_a_file_is_no_model(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(b"")
+    (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(HubError, match="is a file"):
-        resolve_model("./x.gguf")
+        resolve_model("./x.bin")
+
+
+def test_gguf_files_are_refused_by_name_whether_they_are_there_or_not(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"")
+    for name in ("./x.gguf", "/models/y.gguf"):
+        with pytest.raises(HubError, match="GGUF files are not read yet"):
+            resolve_model(name)

@@ -35,6 +35,10 @@ def resolve_model(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf":
+        raise HubError(
+            f"model {name!r}: GGUF files are not read yet; use the model's safetensors folder or its hub name"
+        )
     if folder.exists():
         raise HubError(f"model {name!r} is a file; give the folder that holds it")
     if _HUB_NAME.match(name) is None:
