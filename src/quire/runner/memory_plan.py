@@ -9,7 +9,7 @@ from quire.runner.graphs import graph_sizes
 
 GIB = 2**30
 MIB = 2**20
-LOGIT_BYTES = 4  # logits are fp32
+LOGIT_BYTES = 4  # logits are at most fp32
 SAMPLER_WORKSPACE_BYTES = 256 * MIB  # the sampler works through its rows in slices that fit
 DEVICE_RESERVE_BYTES = {"cuda": 384 * MIB}  # matrix library workspaces, kernel code, allocator rounding
 CPU_KV_BYTES = 4 * GIB  # most that the KV cache takes on a CPU unless told otherwise

@@ -74,7 +74,7 @@ class ModelRunner:
         self.kv_cache = KVCache(sizes, plan.num_blocks, config.block_size, _dtype(config), device)
         self.table = SequenceTable(config.max_num_seqs, config.max_model_len, config.block_size)
         self.sampling = SamplingTable(config.max_num_seqs)
-        self.sampler = Sampler(self.table, self.sampling, sizes.vocab_size)
+        self.sampler = Sampler(self.table, self.sampling, sizes.vocab_size, ops.greedy)
         self.prompt_logprobs = PromptLogprobs(
             self.table, self.sampling, min(self.sampler.slice_rows, config.max_num_seqs)
         )
@@ -205,7 +205,7 @@ class ModelRunner:
             self.sampling.set(self.table.row(sequence.seq_id), sequence)
 
     def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] of the step's tokens, and logits [S, V] fp32 of the sequences that sample."""
+        """Hidden states [T, H] of the step's tokens, and logits [S, V] of the sequences that sample, as the head gives them."""
         fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=self._padded_size(step))
         outputs = None if self.graphs is None else self.graphs.run(fwd)
         hidden, logits = self._compute(fwd) if outputs is None else outputs
@@ -219,12 +219,12 @@ class ModelRunner:
         return padded_size(step.num_tokens, self.config.max_num_seqs)
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] and logits [S, V] fp32 of a step on the device; this is what a graph captures."""
+        """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""
         hidden: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
         every_row = fwd.logits_indices.shape[0] == hidden.shape[0]
-        return hidden, self._logits(hidden if every_row else hidden[fwd.logits_indices])
+        return hidden, self.model.compute_logits(hidden if every_row else hidden[fwd.logits_indices])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _wide_logits(self, hidden: Tensor) -> Tensor:
         """[S, V] fp32 of hidden states [S, H]."""
         logits: Tensor = self.model.compute_logits(hidden)
         return logits.float()
@@ -238,7 +238,7 @@ class ModelRunner:
         """Samples and results; the device is waited for once."""
         out = OneCopy()
         not_finite = out.add((~hidden.isfinite().all(-1)).int())
-        prompts = self.prompt_logprobs.collect(hidden, step, self._logits, out)
+        prompts = self.prompt_logprobs.collect(hidden, step, self._wide_logits, out)
         rows = step.rows[step.samples]
         sampled = self.sampler.sample(logits, rows, out) if len(rows) else NOTHING_SAMPLED
         arrays = out.fetch()

@@ -4,6 +4,7 @@ Order, as in vLLM: log-probabilities of the raw logits are kept; allowed_token_i
 the most likely token where temperature is 0; else temperature, min_p, top_k, top_p and a draw.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,20 +40,30 @@ class Sampled:
 
 
 class Sampler:
-    """Samples one token a row from logits, with the parameters in the tables."""
+    """Samples one token a row from logits, with the parameters in the tables.
 
-    def __init__(self, table: SequenceTable, sampling: SamplingTable, vocab_size: int) -> None:
+    greedy  the operator: most likely token of each row, NOT_FINITE where the row is not
+    """
+
+    def __init__(
+        self, table: SequenceTable, sampling: SamplingTable, vocab_size: int, greedy: Callable[[Tensor], Tensor]
+    ) -> None:
         self.table = table
         self.sampling = sampling
+        self.greedy = greedy
         self.slice_rows = max(1, SAMPLER_WORKSPACE_BYTES // (WORKSPACE_BYTES_PER_LOGIT * vocab_size))
 
     def sample(self, logits: Tensor, rows: Rows, out: OneCopy) -> Sampled:
-        """Samples from logits [S, V] fp32 of the sequences `rows` [S]; results go to `out`, in slices of bounded workspace."""
-        step = len(rows) if self._plain(rows) else self.slice_rows
+        """Samples from logits [S, V] of the sequences `rows` [S]; results go to `out`, in slices of bounded workspace.
+
+        Rows that all take the most likely token need no fp32 copy and no workspace.
+        """
+        if self._plain(rows):
+            return Sampled([(0, len(rows))], [out.add(self.greedy(logits).int())], [None])
         sampled = Sampled([], [], [])
-        for first in range(0, len(rows), step):
-            part = slice(first, min(first + step, len(rows)))
-            raw, part_rows = logits[part], rows[part]
+        for first in range(0, len(rows), self.slice_rows):
+            part = slice(first, min(first + self.slice_rows, len(rows)))
+            raw, part_rows = logits[part].float(), rows[part]
             ids = self._choose(raw, part_rows)
             sampled.slices.append((first, part.stop))
             sampled.token_ids.append(out.add(ids.int()))
