@@ -10,6 +10,8 @@ import argparse
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -27,6 +29,7 @@ SHAPES = {  # query heads, key heads, head size, hidden, inner
     "7b": (28, 4, 128, 3584, 18944),
 }
 CALLS = 20
+COMPILING_PROCESSES = 12
 
 
 def device_us(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
@@ -184,20 +187,19 @@ def linear_rows(
 
 
 def sweep_linear() -> Iterator[dict[str, Any]]:
-    """Other tiles of the few-row products."""
-    gemv_tiles, few_rows_tiles = linear.gemv_tiles, linear.few_rows_tiles
-    for block_n, block_k, warps in itertools.product((2, 4, 8, 16), (256, 512, 1024), (2, 4, 8)):
+    """Other tiles of the product of one row."""
+    gemv_tiles = linear.gemv_tiles
+    tiles = [
+        (n, k, w)
+        for n, k, w in itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8))
+        if n * k <= 16_384
+    ]
+    for block_n, block_k, warps in tiles:
         linear.gemv_tiles = lambda *a, t=(block_n, block_k, warps): t
         for shape in SHAPES:
             for row in linear_rows(shape, (1,), library=False):
                 yield {**row, "tiles": f"n={block_n} k={block_k} warps={warps}"}
     linear.gemv_tiles = gemv_tiles
-    for block_n, block_k, warps, stages in itertools.product((16, 32, 64), (128, 256), (4,), (3, 5)):
-        linear.few_rows_tiles = lambda *a, t=(16, block_n, block_k, warps, stages): t
-        for shape in ("0.5b", "7b"):
-            for row in linear_rows(shape, (8,), library=False):
-                yield {**row, "tiles": f"n={block_n} k={block_k} warps={warps} stages={stages}"}
-    linear.few_rows_tiles = few_rows_tiles
 
 
 def ceilings() -> dict[str, float]:
@@ -211,25 +213,29 @@ def ceilings() -> dict[str, float]:
 
 def sweep_attention() -> Iterator[dict[str, Any]]:
     """Other tiles of the attention kernels."""
-    decode_tiles, prefill_tiles = paged_attention.decode_tiles, paged_attention.prefill_tiles
-    for block_n, warps, stages in (
-        (32, 4, 5),
-        (64, 4, 3),
-        (64, 4, 5),
-        (64, 8, 5),
-        (128, 4, 3),
-        (128, 4, 5),
-        (128, 8, 5),
-        (64, 2, 5),
+    decode_tiles, prefill_tiles, splits = (
+        paged_attention.decode_tiles, paged_attention.prefill_tiles, paged_attention.splits,
+    )  # fmt: skip
+    few = [("0.5b", 1, 256), ("7b", 1, 256), ("7b", 1, 1024), ("7b", 8, 1024)]
+    many = [("0.5b", 256, 256), ("7b", 64, 256), ("7b", 256, 256), ("7b", 256, 1024)]
+    for split, block_n, warps, stages, cases in (
+        *((64, n, w, s, few) for n, w, s in itertools.product((32, 64), (2, 4), (2, 3, 5))),
+        *((128, n, w, s, few) for n, w, s in itertools.product((64, 128), (4,), (2, 4))),
+        *((256, n, w, s, many) for n, w, s in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 5))),
     ):
         paged_attention.decode_tiles = lambda *a, b=block_n, w=warps, s=stages: replace(
             decode_tiles(*a), block_n=b, num_warps=w, num_stages=s
         )
-        for shape, batch, context in (("7b", 256, 1024), ("7b", 8, 4096), ("0.5b", 256, 1024), ("7b", 1, 1024)):
-            yield {**decode_row(shape, batch, context), "tiles": f"n={block_n} warps={warps} stages={stages}"}
-    paged_attention.decode_tiles = decode_tiles
+        paged_attention.splits = lambda n, keys=split: (keys, 64 if keys < 256 else 32)
+        tiles = {"tiles": f"split={split} n={block_n} warps={warps} stages={stages}"}
+        for shape, batch, context in cases:
+            try:
+                yield {**decode_row(shape, batch, context), **tiles}
+            except OutOfResources as error:
+                yield {"op": "decode", "shape": shape, **tiles, "error": str(error)}
+    paged_attention.decode_tiles, paged_attention.splits = decode_tiles, splits
     for block_m, block_n, warps, stages in (
-        (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 3), (128, 128, 8, 3), (64, 64, 4, 3), (64, 64, 4, 4), (128, 128, 8, 2), (64, 128, 4, 3),
+        (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3),
     ):  # fmt: skip
         paged_attention.prefill_tiles = lambda *a, m=block_m, b=block_n, w=warps, s=stages: replace(
             prefill_tiles(*a), block_m=m, block_n=b, num_warps=w, num_stages=s
@@ -259,6 +265,34 @@ def rows() -> Iterator[dict[str, Any]]:
             yield prefill_row(shape, lens, label)
 
 
+def chosen_rows(sweep: bool) -> Iterator[dict[str, Any]]:
+    return itertools.chain(sweep_linear(), sweep_attention()) if sweep else rows()
+
+
+def compile_in_processes(sweep: bool) -> None:
+    """Fills Triton's cache on many cores, so that timing does not wait for compilations one by one."""
+    command = [sys.executable, __file__, *(["--sweep"] if sweep else []), "--compile"]
+    running = [
+        subprocess.Popen([*command, str(share)], stdout=subprocess.DEVNULL) for share in range(COMPILING_PROCESSES)
+    ]
+    for process in running:
+        process.wait()
+
+
+def compile_share(share: int, sweep: bool) -> None:
+    """Calls the operators of one share of the cases once."""
+    numbers = itertools.count()
+
+    def once(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
+        if next(numbers) % COMPILING_PROCESSES == share:
+            calls[0]()
+        return 1.0
+
+    sys.modules[__name__].device_us = once  # type: ignore[attr-defined]
+    for _ in chosen_rows(sweep):
+        pass
+
+
 def print_best(found: list[dict[str, Any]]) -> None:
     """The three fastest tiles of each case."""
     cases: dict[str, list[dict[str, Any]]] = {}
@@ -274,11 +308,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes in place of the chosen ones")
     parser.add_argument("--out", help="also write the rows as JSON")
+    parser.add_argument("--compile", type=int, metavar="N", help="only compile every case whose number is N modulo 12")
     options = parser.parse_args()
     torch.manual_seed(0)
+    if options.compile is not None:
+        compile_share(options.compile, options.sweep)
+        return
+    compile_in_processes(options.sweep)
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), **ceilings(), "rows": []}
     print({k: v for k, v in result.items() if k != "rows"}, flush=True)
-    for row in itertools.chain(sweep_attention(), sweep_linear()) if options.sweep else rows():
+    for row in chosen_rows(options.sweep):
         result["rows"].append(row)
         print("  ".join(f"{v:9.2f}" if isinstance(v, float) else f"{v:14s}" for v in row.values()), flush=True)
         if options.out:

@@ -30,9 +30,9 @@ for name in $parts; do
         parity) part parity 300 $pytest $(workers) tests/gpu/test_gpu_ops.py tests/gpu/test_gpu_graphs.py ;;
         engine) part engine 400 $pytest tests/gpu/test_gpu_models.py tests/gpu/test_gpu_engine.py ;;
         ops) part ops 240 "$python" benchmarks/gpu_ops.py --out "$out/gpu_ops.json" ;;
-        sweep) part sweep 400 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_sweep.json" ;;
+        sweep) part sweep 240 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_sweep.json" ;;
         profile) part profile 200 "$python" benchmarks/gpu_profile.py ${QUIRE_PROFILE_SHAPES:-0.5b 7b} ;;
-        smoke) part smoke 420 "$python" benchmarks/gpu_smoke.py --out "$out/gpu_smoke.json" ;;
+        smoke) part smoke 420 "$python" benchmarks/gpu_smoke.py ${QUIRE_SMOKE_SHAPES:-0.5b 1.5b 7b} --out "$out/gpu_smoke.json" ;;
         *) echo "no part named $name" && exit 2 ;;
     esac
 done

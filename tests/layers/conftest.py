@@ -11,4 +11,4 @@ from quire.quant.none import Unquantized
 @pytest.fixture
 def build() -> Build:
     ops, _ = resolve(("torch",))
-    return Build(ops, torch.float32, 64, Unquantized(ops.linear), torch.device("cpu"))
+    return Build(ops, torch.float32, 64, Unquantized(ops.linear, ops.linear_silu_mul), torch.device("cpu"))

@@ -28,4 +28,4 @@ class Build:
     @classmethod
     def plain(cls, ops: Ops, dtype: torch.dtype, max_model_len: int) -> "Build":
         """Layers with plain weights, on meta."""
-        return cls(ops, dtype, max_model_len, Unquantized(ops.linear))
+        return cls(ops, dtype, max_model_len, Unquantized(ops.linear, ops.linear_silu_mul))

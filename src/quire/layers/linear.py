@@ -25,6 +25,10 @@ class PackedLinear(nn.Module):
         """x [T, in] -> [T, sum(shard_sizes)]."""
         return self.quant.apply(self, x)
 
+    def project_gated(self, x: Tensor) -> Tensor:
+        """Of a layer that holds gate and up: x [T, in] -> silu(gate) · up [T, shard_sizes[0]]."""
+        return self.quant.apply_gated(self, x)
+
 
 class Linear(PackedLinear):
     """y = x @ weight.T + bias; x [T, in] -> [T, out]."""
@@ -60,10 +64,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, build: Build, hidden_size: int, inner_size: int, bias: bool = False) -> None:
         super().__init__()
-        self.silu_mul = build.ops.silu_mul
         self.gate_up_proj = PackedLinear(build, hidden_size, (inner_size, inner_size), bias)
         self.down_proj = Linear(build, inner_size, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.silu_mul(self.gate_up_proj.project(x)))
+        out: Tensor = self.down_proj(self.gate_up_proj.project_gated(x))
         return out

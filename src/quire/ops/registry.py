@@ -29,6 +29,7 @@ class Ops:
     """The chosen implementation of every operator; handed to layers when they are built. Signatures: the op's own file."""
 
     linear: Callable[..., Tensor]
+    linear_silu_mul: Callable[..., Tensor]
     embedding: Callable[..., Tensor]
     rms_norm: Callable[..., Tensor]
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]

@@ -22,10 +22,11 @@ def refuse_quantized(quantization_config: dict[str, Any] | None, source: str) ->
 
 
 class Unquantized:
-    """How a linear layer keeps and uses plain weights. A weight format is a class with these two methods."""
+    """How a linear layer keeps and uses plain weights. A weight format is a class with these methods."""
 
-    def __init__(self, linear: Callable[..., Tensor]) -> None:
+    def __init__(self, linear: Callable[..., Tensor], linear_silu_mul: Callable[..., Tensor]) -> None:
         self.linear = linear
+        self.linear_silu_mul = linear_silu_mul
 
     def create(
         self, layer: nn.Module, in_size: int, out_size: int, bias: bool, dtype: torch.dtype, device: torch.device
@@ -39,3 +40,7 @@ class Unquantized:
     def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]."""
         return self.linear(x, layer.weight, layer.bias)
+
+    def apply_gated(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """silu(gate) · up of a layer that holds both: x [T, in] -> [T, out / 2]."""
+        return self.linear_silu_mul(x, layer.weight, layer.bias)

@@ -53,9 +53,12 @@ class Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.compile
 
-    def compile(self, *arguments: Any, num_warps: int = 4, num_stages: int = 3) -> None:
+    def compile(
+        self, *arguments: Any, num_warps: int = 4, num_stages: int = 3, launch_pdl: bool = False, **named: Any
+    ) -> None:
         signature, constants, aligned = {}, {}, {}
-        for index, (parameter, value) in enumerate(zip(self.kernel.params, arguments, strict=True)):
+        values = [*arguments, *named.values()]
+        for index, (parameter, value) in enumerate(zip(self.kernel.params, values, strict=True)):
             if parameter.is_constexpr:
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
@@ -63,7 +66,8 @@ class Recorder:
             if divisible(parameter, value):
                 aligned[(index,)] = [["tt.divisibility", 16]]
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=aligned)
-        compiled = triton.compile(source, target=TARGET, options={"num_warps": num_warps, "num_stages": num_stages})
+        options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": launch_pdl}
+        compiled = triton.compile(source, target=TARGET, options=options)
         report(self.kernel.__name__, compiled)
 
 
@@ -87,6 +91,7 @@ def report(name: str, compiled: Any) -> None:
         "kernel": name,
         "cubin_bytes": len(compiled.asm["cubin"]),
         "shared_bytes": compiled.metadata.shared,
+        "starts_early": "griddepcontrol.wait" in ptx,
         "matrix_instructions": ptx.count("wgmma.mma_async") + ptx.count("mma.sync"),
     }
     print(json.dumps(line), flush=True)
@@ -110,6 +115,7 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     yield "greedy", {"logits": make(4, 152_064)}
     for name in ("place_tokens", "take_tokens"):
         yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
+    yield "linear_silu_mul", {"x": make(1, 3584), "weight": make(2 * 18944, 3584)}
     for rows in (1, 8):
         yield "linear", {"x": make(rows, 3584), "weight": make(4608, 3584), "bias": make(4608)}
     for q_heads, kv_heads, head_size, window in ((28, 4, 128, 0), (14, 2, 64, 0), (32, 8, 128, 4096)):
@@ -119,6 +125,9 @@ def calls() -> Iterator[tuple[str, Inputs]]:
 
 def main() -> None:
     record_launches()
+    for module in implementations("triton").values():
+        if hasattr(module, "dependent"):
+            module.dependent = lambda: {"DEPENDENT": True, "launch_pdl": True}  # as on an H200
     paged_attention.shared_memory_bytes = lambda: SHARED_BYTES  # type: ignore[assignment]
     linear.GEMV_ROWS = 8
     modules = implementations("triton")

@@ -39,6 +39,10 @@ def test_all_kernels_compile(compiled):
     assert all(line["cubin_bytes"] > 0 and line["shared_bytes"] <= SHARED_BYTES for line in compiled)
 
 
+def test_kernels_of_decoding_steps_may_start_early_and_wait(compiled):
+    assert {line["kernel"] for line in compiled if not line["starts_early"]} == {"prefill_kernel", "few_rows_kernel"}
+
+
 def test_products_use_matrix_instructions(compiled):
     for line in compiled:
         if line["kernel"] in ("decode_kernel", "prefill_kernel", "few_rows_kernel"):

@@ -9,6 +9,8 @@ once for a whole group. Keys come in tiles of BLOCK_N at absolute positions. Sco
 import triton
 import triton.language as tl
 
+from quire.backends.triton._dependent import let_next_start, wait_for_previous
+
 # A step's small inputs lie packed in one buffer, now here, now there: kernels must not be compiled anew for each alignment.
 STEP_INPUTS = ["table_ptr", "start_ptr", "len_ptr"]
 
@@ -75,8 +77,8 @@ def _first_key(position, WINDOW: tl.constexpr):
 def _splits(seq_len, WINDOW: tl.constexpr, SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr):
     """(base, split, count): split i of a decoding row is keys [base + i * split, base + (i + 1) * split).
 
-    It depends on the row's own length alone, so its result does not depend on its batch mates: SPLIT_KEYS keys a split, or the
-    least multiple of it that needs no more than MAX_SPLITS splits.
+    It depends on the row's own length, and never on those of its batch mates: SPLIT_KEYS keys a split, or the least multiple of it
+    that needs no more than MAX_SPLITS splits.
     """
     base = _first_key(seq_len - 1, WINDOW) // SPLIT_KEYS * SPLIT_KEYS
     split = tl.cdiv(seq_len - base, SPLIT_KEYS * MAX_SPLITS) * SPLIT_KEYS
@@ -89,12 +91,14 @@ def decode_kernel(
     stride_q_token, stride_q_head, stride_values, stride_block, stride_slot, stride_head, stride_table, max_splits,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Rows with one query. Grid (kv heads, programs, B): program p takes splits p, p + programs, ...
 
     A row of one split goes to `out` [T, heads, D]; of more, to `partial` [B, heads, max_splits, D] and `lse` [B, heads, max_splits].
     """
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     head, program, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(start_ptr + row)
     seq_len = tl.load(len_ptr + row)
@@ -117,16 +121,23 @@ def decode_kernel(
     position = tl.zeros([BLOCK_M], tl.int32) + (seq_len - 1)
     k_head = kv_ptr + head * stride_head
     first_tile = _first_key(seq_len - 1, WINDOW) // BLOCK_N * BLOCK_N
+    table = table_ptr + row.to(tl.int64) * stride_table
     for i in range(program, count, tl.num_programs(1)):
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         begin = tl.maximum(base + i * split, first_tile)
         end = tl.minimum(base + (i + 1) * split, seq_len)
+        if WINDOW == 0:
+            whole = end // BLOCK_N * BLOCK_N
+            acc, peak, total = _attend(
+                acc, peak, total, q, position, begin, whole, k_head, k_head + stride_values, table, scale,
+                stride_block, stride_slot, False, WINDOW, BLOCK_N, BLOCK_SIZE, HEAD_SIZE, BLOCK_D, PRECISION,
+            )  # fmt: skip
+            begin = whole
         acc, peak, total = _attend(
-            acc, peak, total, q, position, begin, end, k_head, k_head + stride_values,
-            table_ptr + row.to(tl.int64) * stride_table, scale, stride_block, stride_slot,
-            True, WINDOW, BLOCK_N, BLOCK_SIZE, HEAD_SIZE, BLOCK_D, PRECISION,
+            acc, peak, total, q, position, begin, end, k_head, k_head + stride_values, table, scale,
+            stride_block, stride_slot, True, WINDOW, BLOCK_N, BLOCK_SIZE, HEAD_SIZE, BLOCK_D, PRECISION,
         )  # fmt: skip
         result = acc / total[:, None]
         if count == 1:
@@ -141,9 +152,11 @@ def decode_kernel(
 def combine_kernel(
     start_ptr, len_ptr, partial_ptr, lse_ptr, out_ptr, max_splits,
     NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, WINDOW: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Weighs the splits of one row and head by their share of the softmax. Grid (heads, B)."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     head, row = tl.program_id(0), tl.program_id(1)
     token = tl.load(start_ptr + row)
     seq_len = tl.load(len_ptr + row)

@@ -5,13 +5,17 @@
 import triton
 import triton.language as tl
 
+from quire.backends.triton._dependent import let_next_start, wait_for_previous
+
 
 @triton.jit(do_not_specialize=["num_rows", "stride_table"])
 def place_tokens_kernel(
     position_ptr, limit_ptr, failed_ptr, table_ptr, slot_ptr, len_ptr, num_rows, stride_table,
-    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One row a lane."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     present = row < num_rows
     position = tl.load(position_ptr + row, mask=present, other=0)
@@ -27,9 +31,11 @@ def place_tokens_kernel(
 @triton.jit(do_not_specialize=["num_rows", "stride_tokens"])
 def take_tokens_kernel(
     id_ptr, len_ptr, input_ptr, position_ptr, failed_ptr, token_ptr, step_ptr, num_rows, stride_tokens,
-    RESTED: tl.constexpr, BLOCK: tl.constexpr,
+    RESTED: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One program for all rows, so that the step counter is read before it is written."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     step = tl.load(step_ptr)
     for first in range(0, num_rows, BLOCK):
         row = first + tl.arange(0, BLOCK)
@@ -47,17 +53,27 @@ def take_tokens_kernel(
 
 
 @triton.jit
-def _likelier(value, index, other_value, other_index):
-    """The larger value, the lesser index among equals."""
-    take = (value > other_value) | ((value == other_value) & (index < other_index))
-    return tl.where(take, value, other_value), tl.where(take, index, other_index)
+def _first_of_largest(value, index):
+    """(largest value, least index that has it)."""
+    largest = tl.max(value, axis=0)
+    return largest, tl.min(tl.where(value == largest, index, 2147483647), axis=0)
 
 
 @triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
 def greedy_parts_kernel(
-    logit_ptr, value_ptr, index_ptr, size, stride_row, num_parts, TILES: tl.constexpr, BLOCK: tl.constexpr
+    logit_ptr,
+    value_ptr,
+    index_ptr,
+    size,
+    stride_row,
+    num_parts,
+    TILES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The largest of one part of a row, TILES * BLOCK logits. Grid (parts, rows). A part that is not finite gives NaN."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -72,20 +88,22 @@ def greedy_parts_kernel(
         better = value > best
         best = tl.where(better, value, best)
         best_index = tl.where(better, column, best_index)
-    value, index = tl.reduce((best, best_index), 0, _likelier)
+    value, index = _first_of_largest(best, best_index)
     value = tl.where(tl.max(strange, axis=0) > 0, float("nan"), value)
     tl.store(value_ptr + row * num_parts + part, value)
     tl.store(index_ptr + row * num_parts + part, index)
 
 
 @triton.jit(do_not_specialize=["num_parts"])
-def greedy_merge_kernel(value_ptr, index_ptr, out_ptr, num_parts, PARTS: tl.constexpr):
+def greedy_merge_kernel(value_ptr, index_ptr, out_ptr, num_parts, PARTS: tl.constexpr, DEPENDENT: tl.constexpr):
     """The largest of a row's parts; -1 when one is NaN."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
     inside = part < num_parts
     value = tl.load(value_ptr + row * num_parts + part, mask=inside, other=float("-inf"))
     index = tl.load(index_ptr + row * num_parts + part, mask=inside, other=2147483647)
     strange = tl.max((value != value).to(tl.int32), axis=0)
-    _, best = tl.reduce((value, index), 0, _likelier)
+    _, best = _first_of_largest(value, index)
     tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))

@@ -5,10 +5,14 @@
 import triton
 import triton.language as tl
 
+from quire.backends.triton._dependent import let_next_start, wait_for_previous
+
 
 @triton.jit
-def silu_mul_kernel(x_ptr, out_ptr, stride_row, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(x_ptr, out_ptr, stride_row, SIZE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """out[row] = round(silu(x[row, :SIZE])) * x[row, SIZE:]."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < SIZE
@@ -38,8 +42,11 @@ def _rotate_heads(
 def rotary_kernel(
     q_ptr, k_ptr, position_ptr, cos_sin_ptr, stride_q_token, stride_q_head, stride_k_token, stride_k_head, stride_table,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Rotates BLOCK_HEADS heads of one token in place; the heads of k follow those of q along grid axis 1."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     position = tl.load(position_ptr + token).to(tl.int64)
@@ -70,9 +77,11 @@ def rotary_kernel(
 @triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
 def write_kv_kernel(
     k_ptr, v_ptr, kv_ptr, slot_ptr, stride_k_token, stride_k_head, stride_v_token, stride_v_head, stride_half, stride_slot,
-    HEAD_SIZE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD_SIZE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Copies one token's keys (grid axis 1 = 0) or values (1) to its slot; slot -1 = nowhere. SIZE = kv heads * HEAD_SIZE."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_ptr + token).to(tl.int64)
     if slot >= 0:

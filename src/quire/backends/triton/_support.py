@@ -24,6 +24,14 @@ def why_not() -> list[str]:
 
 
 @cache
+def dependent() -> dict[str, bool]:
+    """Launch options of kernels that may start before the one ahead of them ends (_dependent.py): from sm_90 on."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0):
+        return {"DEPENDENT": True, "launch_pdl": True}
+    return {"DEPENDENT": False}
+
+
+@cache
 def next_power_of_2(n: int) -> int:
     """Smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import row_launch, why_not
+from quire.backends.triton._support import dependent, row_launch, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -19,6 +19,6 @@ def run(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor
     if num_rows:
         block, rows, num_warps = row_launch(size)
         add_rms_norm_kernel[(-(-num_rows // rows),)](
-            x, residual, weight, out, num_rows, eps, size, block, rows, num_warps=num_warps
+            x, residual, weight, out, num_rows, eps, size, block, rows, num_warps=num_warps, **dependent()
         )
     return out, residual

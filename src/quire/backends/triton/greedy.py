@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -23,7 +23,9 @@ def run(logits: Tensor) -> Tensor:
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:
         greedy_parts_kernel[(num_parts, num_rows)](
-            logits, values, indices, size, logits.stride(0), num_parts, TILES, BLOCK, num_warps=4
+            logits, values, indices, size, logits.stride(0), num_parts, TILES, BLOCK, num_warps=4, **dependent()
         )
-        greedy_merge_kernel[(num_rows,)](values, indices, out, num_parts, next_power_of_2(num_parts), num_warps=1)
+        greedy_merge_kernel[(num_rows,)](
+            values, indices, out, num_parts, next_power_of_2(num_parts), num_warps=1, **dependent()
+        )
     return out

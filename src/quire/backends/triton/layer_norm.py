@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import row_launch, why_not
+from quire.backends.triton._support import dependent, row_launch, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -19,6 +19,6 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if num_rows:
         block, rows, num_warps = row_launch(size)
         layer_norm_kernel[(-(-num_rows // rows),)](
-            x, weight, bias, out, num_rows, x.stride(0), eps, size, block, rows, num_warps=num_warps
+            x, weight, bias, out, num_rows, x.stride(0), eps, size, block, rows, num_warps=num_warps, **dependent()
         )
     return out

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -21,11 +21,12 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @cache
 def gemv_tiles(out_size: int, in_size: int) -> tuple[int, int, int]:
-    """(block_n, block_k, num_warps) for one row: enough programs to fill the device, 16 bytes a thread and load."""
-    block_k = min(1024, max(128, next_power_of_2(in_size)))
-    while block_k > 256 and in_size % block_k:
+    """(block_n, block_k, num_warps) for one row. Few outputs: one or two a program, so that there are programs enough, and long
+    tiles, so that a program has much of its weight on the way at once."""
+    block_k = min(4096 if out_size < 8192 else 1024, max(128, next_power_of_2(in_size)))
+    while block_k > 1024 and block_k // 2 >= in_size:
         block_k //= 2
-    block_n = 16 if out_size >= 32_768 else 8 if out_size >= 8192 else 4
+    block_n = 16 if out_size >= 65_536 else 8 if out_size >= 32_768 else 4 if out_size >= 8192 else 2
     return block_n, block_k, 4
 
 
@@ -43,16 +44,17 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return gemv(x, weight, bias) if x.shape[0] == 1 else few_rows(x, weight, bias)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One row: x [1, K], weight [N, K] -> [1, N]."""
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
+    """One row: x [1, K], weight [N, K] -> [1, N]; gated: silu_mul of that, [1, N / 2]."""
     from quire.backends.triton._kernels_linear import gemv_kernel
 
-    out_size, in_size = weight.shape
+    out_size, in_size = weight.shape[0] // (1 + gated), weight.shape[1]
     out = torch.empty(1, out_size, dtype=x.dtype, device=x.device)
-    block_n, block_k, num_warps = gemv_tiles(out_size, in_size)
+    block_n, block_k, num_warps = gemv_tiles(weight.shape[0], in_size)
+    block_n = max(1, block_n // (1 + gated))
     gemv_kernel[(-(-out_size // block_n),)](
         x, weight, weight if bias is None else bias, out, out_size, in_size,
-        bias is not None, in_size % block_k == 0, block_n, block_k, num_warps=num_warps,
+        bias is not None, gated, in_size % block_k == 0, block_n, block_k, num_warps=num_warps, **dependent(),
     )  # fmt: skip
     return out
 

@@ -11,15 +11,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, shared_memory_bytes, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, shared_memory_bytes, why_not
 from quire.ops.forward_batch import ForwardBatch
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
 IMPLEMENTS = "paged_attention"
 LOG2_E = 1.4426950408889634
-SPLIT_KEYS = 256
-MAX_SPLITS = 32
+FEW_SEQUENCES = 16
 TARGET_PROGRAMS = 2048  # enough to fill a large GPU several times over, so that rows of unlike lengths even out
 MIN_PROGRAMS = 4  # programs a row and head have at any batch size
 
@@ -59,6 +58,12 @@ def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) 
     return Tiles(max(64, next_power_of_2(group)), 32, block_d, 4, 2, "tf32")
 
 
+@cache
+def splits(num_sequences: int) -> tuple[int, int]:
+    """(keys a split, most splits of a row): short ones where there are too few sequences to keep the device busy otherwise."""
+    return (64, 64) if num_sequences <= FEW_SEQUENCES else (256, 32)
+
+
 def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
     """See quire.ops.paged_attention."""
     num_tokens, num_sequences = q.shape[0], fwd.num_sequences
@@ -79,8 +84,9 @@ def _decode(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int,
     num_sequences, (_, num_heads, head_size), kv_heads = fwd.num_sequences, q.shape, kv.shape[3]
     group = num_heads // kv_heads
     tiles = decode_tiles(head_size, group, q.element_size())
-    max_keys = min(fwd.max_seq_len, window + SPLIT_KEYS - 1) if window else fwd.max_seq_len
-    max_splits = min(MAX_SPLITS, -(-max_keys // SPLIT_KEYS))
+    split_keys, most_splits = splits(num_sequences)
+    max_keys = min(fwd.max_seq_len, window + split_keys - 1) if window else fwd.max_seq_len
+    max_splits = min(most_splits, -(-max_keys // split_keys))
     programs = min(max_splits, max(MIN_PROGRAMS, -(-TARGET_PROGRAMS // (num_sequences * kv_heads))))
     shape = (num_sequences, num_heads, max_splits) if max_splits > 1 else (1, 1, 1)
     partial = torch.empty((*shape, head_size), dtype=torch.float32, device=q.device)
@@ -89,12 +95,12 @@ def _decode(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int,
         q, kv, fwd.block_tables, fwd.query_start_loc, fwd.seq_lens, out, partial, lse, scale * LOG2_E,
         q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3), fwd.block_tables.stride(0),
         max_splits, num_heads, group, head_size, kv.shape[2], window, tiles.block_m, tiles.block_n, tiles.block_d,
-        SPLIT_KEYS, MAX_SPLITS, tiles.precision, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        split_keys, most_splits, tiles.precision, num_warps=tiles.num_warps, num_stages=tiles.num_stages, **dependent(),
     )  # fmt: skip
     if max_splits > 1:
         combine_kernel[(num_heads, num_sequences)](
             fwd.query_start_loc, fwd.seq_lens, partial, lse, out, max_splits,
-            num_heads, head_size, window, tiles.block_d, SPLIT_KEYS, MAX_SPLITS, num_warps=4,
+            num_heads, head_size, window, tiles.block_d, split_keys, most_splits, num_warps=4, **dependent(),
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from quire.backends.triton._support import why_not
+from quire.backends.triton._support import dependent, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -26,5 +26,5 @@ def run(
     if num_rows:
         place_tokens_kernel[(-(-num_rows // BLOCK),)](
             positions, limits, failed, block_tables, slot_mapping, seq_lens, num_rows, block_tables.stride(0),
-            block_size, BLOCK, num_warps=4,
+            block_size, BLOCK, num_warps=4, **dependent(),
         )  # fmt: skip

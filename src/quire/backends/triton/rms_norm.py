@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import row_launch, why_not
+from quire.backends.triton._support import dependent, row_launch, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -23,6 +23,18 @@ def run(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if num_rows:
         block, rows, num_warps = row_launch(size)
         rms_norm_kernel[(-(-num_rows // rows),)](
-            x, weight, out, num_rows, x.stride(0), stride_head, eps, heads, size, block, rows, num_warps=num_warps
+            x,
+            weight,
+            out,
+            num_rows,
+            x.stride(0),
+            stride_head,
+            eps,
+            heads,
+            size,
+            block,
+            rows,
+            num_warps=num_warps,
+            **dependent(),
         )
     return out

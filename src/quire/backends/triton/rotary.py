@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -20,6 +20,6 @@ def run(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tenso
         groups = -(-q_heads // BLOCK_HEADS) + -(-k_heads // BLOCK_HEADS)
         rotary_kernel[(num_tokens, groups)](
             q, k, positions, cos_sin, q.stride(0), q.stride(1), k.stride(0), k.stride(1), cos_sin.stride(0),
-            q_heads, k_heads, half, BLOCK_HEADS, next_power_of_2(half), num_warps=2,
+            q_heads, k_heads, half, BLOCK_HEADS, next_power_of_2(half), num_warps=2, **dependent(),
         )  # fmt: skip
     return q, k

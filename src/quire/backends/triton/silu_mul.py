@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -19,5 +19,5 @@ def run(x: Tensor) -> Tensor:
     out = torch.empty(num_rows, size, dtype=x.dtype, device=x.device)
     if num_rows:
         block = min(MAX_BLOCK, next_power_of_2(size))
-        silu_mul_kernel[(num_rows, -(-size // block))](x, out, x.stride(0), size, block, num_warps=4)
+        silu_mul_kernel[(num_rows, -(-size // block))](x, out, x.stride(0), size, block, num_warps=4, **dependent())
     return out

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from quire.backends.triton._support import why_not
+from quire.backends.triton._support import dependent, why_not
 from quire.ops.take_tokens import RESTED
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
@@ -19,5 +19,5 @@ def run(
 
     take_tokens_kernel[(1,)](
         ids, seq_lens, input_ids, positions, failed, tokens, step, ids.shape[0], tokens.stride(0), RESTED, BLOCK,
-        num_warps=4,
+        num_warps=4, **dependent(),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from quire.backends.triton._support import next_power_of_2, why_not
+from quire.backends.triton._support import dependent, next_power_of_2, why_not
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -19,5 +19,5 @@ def run(k: Tensor, v: Tensor, kv: Tensor, slot_mapping: Tensor) -> None:
         block = next_power_of_2(size)
         write_kv_kernel[(num_tokens, 2)](
             k, v, kv, slot_mapping, k.stride(0), k.stride(1), v.stride(0), v.stride(1), kv.stride(0), kv.stride(2),
-            head_size, size, block, num_warps=min(8, max(1, block // 256)),
+            head_size, size, block, num_warps=min(8, max(1, block // 256)), **dependent(),
         )  # fmt: skip
