@@ -194,7 +194,8 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(server):
     assert not alive
     assert not directory.exists()
     with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT may be left, a listener not
+        # connections in TIME_WAIT may be left, a listener not
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", server.port))
         sock.listen()
 
