@@ -5,7 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 extra=${2:-}
 CPU_TORCH=2.13.0+cpu
-CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 make_environment() {
   local candidate base=
@@ -32,11 +31,11 @@ up_to_date() { # STAMP
 }
 
 # Without an NVIDIA GPU a plain `pip install torch` on Linux brings several GB of CUDA libraries. A CPU build is looked for where pip is
-# set up to look, then where PyTorch publishes them; where neither has one, whatever pip finds will do.
+# set up to look, and in QUIRE_TORCH_INDEX if that is set (to the address of PyTorch's CPU wheels, say, or a mirror of them); where
+# neither has one, whatever pip finds will do.
 install_cpu_torch() {
   echo "No NVIDIA GPU found: installing PyTorch for the CPU"
-  "$python" -m pip install --quiet "torch==$CPU_TORCH" 2>/dev/null ||
-    "$python" -m pip install --quiet --retries 1 --timeout 15 --index-url "$CPU_INDEX" "torch>=2.11" ||
+  "$python" -m pip install --quiet ${QUIRE_TORCH_INDEX:+--extra-index-url "$QUIRE_TORCH_INDEX"} "torch==$CPU_TORCH" 2>/dev/null ||
     echo "No CPU build of PyTorch was found; pip's own choice will be installed, which may be large" >&2
 }
 
