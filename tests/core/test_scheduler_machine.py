@@ -109,7 +109,10 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def retry(self) -> None:
         self.harness.schedule()
-        self.harness.commit_retried()
+        if self.harness.batch.decode_steps:  # these are not tried again but abandoned
+            self.harness.abandon(executed=True)
+        else:
+            self.harness.commit_retried()
 
     @precondition(lambda self: self.harness.batch is None)
     @rule()

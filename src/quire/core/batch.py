@@ -32,9 +32,10 @@ class NewSequence:
     params: SamplingParams
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """One row of the step: computes tokens [num_computed, num_computed + num_new_tokens) of its sequence.
 
@@ -82,7 +83,7 @@ class TokenLogprobs:
     rank: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SequenceResult:
     """What one scheduled sequence got.
 
@@ -100,7 +101,7 @@ class SequenceResult:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """One SequenceResult for each scheduled sequence, in batch order."""
 

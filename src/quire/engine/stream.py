@@ -129,20 +129,26 @@ class _Sequence:
         self._cumulative_logprob = 0.0
         self._text = _Text(params, tokenizer if params.detokenize else None, request.prompt_token_ids)
         self._may_hold = not params.stop_strings
-        self._held: list[EngineOutput] = []
+        self._held_token_ids: list[int] = []
+        self._held_logprobs: list[TokenLogprobs] = []
 
     def hold(self, output: EngineOutput) -> bool:
         """Keeps an output for later, if nothing can end here: many tokens at once are turned into text faster than one by one."""
         if output.finish_reason is not None or not self._may_hold:
             return False
-        self._held.append(output)
+        self._held_token_ids += output.token_ids  # not the outputs themselves: objects that pile up keep the garbage collector busy
+        self._held_logprobs += output.logprobs or ()
         return True
 
     def push(self, output: EngineOutput) -> CompletionOutput:
         """Takes new tokens; returns them, and their text, alone."""
-        if self._held:
-            output = _joined(self._held, output)
-            self._held = []
+        if self._held_token_ids:
+            output = replace(
+                output,
+                token_ids=self._held_token_ids + output.token_ids,
+                logprobs=self._held_logprobs + (output.logprobs or []),
+            )
+            self._held_token_ids, self._held_logprobs = [], []
         self._error = output.error
         text, num_taken = self._text.push(output.token_ids, output.finish_reason)
         if self._text.stopped_by is not None:
@@ -155,7 +161,7 @@ class _Sequence:
 
     def whole(self) -> CompletionOutput:
         """All tokens and text so far."""
-        if self._held:  # cancelled on the way
+        if self._held_token_ids:  # cancelled on the way
             self.push(EngineOutput("", self.index, [], finish_reason=self.finish_reason))
         logprobs = None if self._logprobs is None else list(self._logprobs)
         return self._completion(self._text.whole(), list(self._token_ids), logprobs)
@@ -250,16 +256,6 @@ class _Text:
             self.stopped_by = result.matched
             return result.text
         return result.text + self._checker.flush()
-
-
-def _joined(held: list[EngineOutput], last: EngineOutput) -> EngineOutput:
-    """The held outputs and the last one as one output with the tokens of all."""
-    outputs = [*held, last]
-    return replace(
-        last,
-        token_ids=[token_id for output in outputs for token_id in output.token_ids],
-        logprobs=[entry for output in outputs for entry in output.logprobs or ()],
-    )
 
 
 def logprob_dict(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
