@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quire.core.params import BeamSearchParams as BeamSearchParams
     from quire.core.params import RequestOutputKind as RequestOutputKind
     from quire.core.params import SamplingParams as SamplingParams
+    from quire.core.structured import StructuredOutputsParams as StructuredOutputsParams
     from quire.engine.llm_engine import LLMEngine as LLMEngine
     from quire.llm import LLM as LLM
     from quire.outputs import BeamSearchOutput as BeamSearchOutput
@@ -36,6 +37,7 @@ _HOMES = {
     "RequestOutput": "quire.outputs",
     "RequestOutputKind": "quire.core.params",
     "SamplingParams": "quire.core.params",
+    "StructuredOutputsParams": "quire.core.structured",
 }
 __all__ = [
     "AsyncLLM",
@@ -50,6 +52,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

@@ -106,6 +106,7 @@ class EngineConfig:
 
     model_dir      local folder of the checkpoint
     model_name     what the user called it
+    tokenizer_dir  local folder of the tokenizer; "" = the checkpoint's
     """
 
     model_dir: str
@@ -128,3 +129,4 @@ class EngineConfig:
     scheduling_policy: str = "fcfs"
     max_num_queued_reqs: int | None = None
     hf_overrides: dict[str, Any] = field(default_factory=dict)
+    tokenizer_dir: str = ""

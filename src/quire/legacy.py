@@ -34,7 +34,6 @@ class Unbuilt:
 _NOT_YET = "it is not implemented yet; leave it out"
 _LORA = "LoRA adapters are not implemented yet; merge the adapter into the checkpoint first"
 _SPECULATION = "speculative decoding is not implemented yet; leave it out"
-_CONSTRAINED = "constrained output is not implemented yet; leave it out"
 _MEDIA = "models take text alone; leave it out"
 _POOLING = f"{NO_EMBEDDINGS}: pooling is not implemented yet; leave it out"
 
@@ -55,6 +54,7 @@ SETTLED: dict[str, Settled] = {
     "async_scheduling": Settled("the loop is chosen by the engine"),
     "engine_use_ray": Settled("the engine runs in this process"),
     "worker_use_ray": Settled("one GPU needs no workers"),
+    "guided_decoding_backend": Settled("llguidance constrains every output"),
     "preemption_mode": Settled("preempted sequences are recomputed"),
 }
 UNBUILT: dict[str, Unbuilt] = {
@@ -72,8 +72,7 @@ UNBUILT: dict[str, Unbuilt] = {
     "return_sampling_mask": Unbuilt((False,), _NOT_YET),
     "pooler_config": Unbuilt((None,), _POOLING),
     "override_pooler_config": Unbuilt((None,), _POOLING),
-    "structured_outputs_config": Unbuilt((None,), _CONSTRAINED),
-    "guided_decoding_backend": Unbuilt((None, "auto"), _CONSTRAINED),
+    "structured_outputs_config": Unbuilt((None,), "give each request its own options in StructuredOutputsParams"),
     "profiler_config": Unbuilt((None,), _NOT_YET),
     "attention_config": Unbuilt((None,), "kernels are chosen by the option backends"),
     "compilation_config": Unbuilt((None, 0, {}), "nothing is compiled; enforce_eager switches CUDA graphs off"),

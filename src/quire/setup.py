@@ -1,8 +1,10 @@
 """From what the user typed to a resolved EngineConfig: find the checkpoint, read its config, look at the machine, resolve."""
 
+from dataclasses import replace
+
 from quire.config import BUILTIN_MODEL, Decision, EngineArgs, EngineConfig
 from quire.hf_config import HfConfig
-from quire.hub import resolve_model
+from quire.hub import resolve_model, resolve_tokenizer
 from quire.platform import select_platform
 from quire.resolve import resolve
 
@@ -21,4 +23,12 @@ def load_config(args: EngineArgs, *, serving: bool = False) -> tuple[EngineConfi
     )
     hf = HfConfig.from_dir(model_dir, args.hf_overrides)
     facts = select_platform(args.device).facts()
-    return resolve(args, hf, facts, model_dir=str(model_dir), serving=serving)
+    config, decisions = resolve(args, hf, facts, model_dir=str(model_dir), serving=serving)
+    return replace(config, tokenizer_dir=_tokenizer_dir(args)), decisions
+
+
+def _tokenizer_dir(args: EngineArgs) -> str:
+    """Local folder of the tokenizer, if it is another than the model's."""
+    if args.tokenizer is None or args.tokenizer == args.model:
+        return ""
+    return str(resolve_tokenizer(args.tokenizer, args.tokenizer_revision or None, args.download_dir, args.hf_token))

@@ -218,6 +218,7 @@ def test_defaults_come_from_the_checkpoint(tmp_path):
 def test_another_tokenizer_may_be_named(tmp_path):
     model, other = byte_tokenizer(tmp_path / "model"), byte_tokenizer(tmp_path / "other", bos=True)
     (model / "config.json").write_text(json.dumps({"vocab_size": 500}))
-    loaded = Frontend.load(EngineArgs(model=str(model), tokenizer=str(other)), config_for(model))
+    config = dataclasses.replace(config_for(model), tokenizer_dir=str(other))
+    loaded = Frontend.load(EngineArgs(model=str(model), tokenizer=str(other)), config)
     assert loaded.tokenizer.bos_token_id == VOCAB_SIZE - 1
     assert Frontend.load(EngineArgs(model=str(model), skip_tokenizer_init=True), config_for(model)).tokenizer is None

@@ -10,6 +10,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from quire.core.batch import Batch, NewSequence, TokenLogprobs
 from quire.core.params import SamplingParams
 from quire.ops.greedy import greedy as most_likely
+from quire.runner.grammars import Grammars
 from quire.runner.sampler import ALL_FORBIDDEN, NOT_FINITE, Sampler
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
@@ -29,7 +30,7 @@ class Rig:
         self.rows = self.table.rows(range(len(params)))
         for row, new in zip(self.rows, added, strict=True):
             self.sampling.set(int(row), new)
-        self.sampler = Sampler(self.table, self.sampling, VOCAB, most_likely)
+        self.sampler = Sampler(self.table, self.sampling, VOCAB, most_likely, Grammars("", VOCAB))
 
     def __call__(self, logits: torch.Tensor) -> tuple[list[int], list[TokenLogprobs | None]]:
         out = OneCopy()

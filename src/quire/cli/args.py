@@ -32,7 +32,7 @@ REMOVED_FLAGS = {
     "--enable-lora": "LoRA adapters are not implemented yet; serve a merged checkpoint",
     "--lora-modules": "LoRA adapters are not implemented yet; serve a merged checkpoint",
     "--max-seq-len-to-capture": "decode graphs cover every length; leave it out",
-    "--guided-decoding-backend": "structured output is not implemented yet",
+    "--guided-decoding-backend": "llguidance constrains every output; leave it out",
 }
 # Flags that ask for what quire does anyway: accepted, with a line that says so.
 SETTLED_FLAGS = {

@@ -25,15 +25,12 @@ class LegacyField:
 
 
 _BEAM = "use LLM.beam_search(prompts, BeamSearchParams(...))"
-_CONSTRAINED = "constrained output is not implemented yet"
 _EXPERIMENT = "it is not implemented"
 LEGACY_FIELDS: dict[str, LegacyField] = {
     "best_of": LegacyField((None, 1), "ask for n sequences and keep those with the highest cumulative_logprob"),
     "use_beam_search": LegacyField((None, False), _BEAM),
     "length_penalty": LegacyField((None, 1.0), _BEAM),
     "early_stopping": LegacyField((None, False), _BEAM),
-    "guided_decoding": LegacyField((None,), _CONSTRAINED),
-    "structured_outputs": LegacyField((None,), _CONSTRAINED),
     "truncate_prompt_tokens": LegacyField((None,), "cut the list of prompt token ids before the call"),
     "logits_processors": LegacyField((None, []), "use logit_bias, allowed_token_ids or bad_words"),
     "max_new_tokens": LegacyField((None,), "it is called max_tokens"),
@@ -60,6 +57,9 @@ def accepts_legacy(cls: type[T]) -> type[T]:
 
     @functools.wraps(init)
     def checked_init(self: T, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("guided_decoding") is not None:
+            kwargs.setdefault("structured_outputs", kwargs["guided_decoding"])  # its name before
+        kwargs.pop("guided_decoding", None)
         unknown = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}
         if unknown:
             _refuse_legacy(unknown, known, kwargs.get("n", args[0] if args else 1))

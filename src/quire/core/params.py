@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from quire.core.legacy_params import accepts_legacy
+from quire.core.structured import StructuredOutputsParams, structured_outputs
 from quire.errors import InvalidRequest
 
 MAX_N = 64
@@ -43,6 +44,7 @@ class SamplingParams:
     logprobs             how many top log-probabilities a generated token; 0 = the chosen one alone, -1 = the whole vocabulary
     prompt_logprobs      the same for prompt tokens
     logit_bias           token id -> value added to its logit, clamped to ±100
+    structured_outputs   what the output must look like: StructuredOutputsParams, or an object of its fields
     Raises InvalidRequest naming the field.
     """
 
@@ -70,6 +72,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] = field(default_factory=list)
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self.normalise()
@@ -83,6 +86,7 @@ class SamplingParams:
             self.allowed_token_ids = _token_ids(self.allowed_token_ids, "allowed_token_ids")
             if not self.allowed_token_ids:
                 raise InvalidRequest("allowed_token_ids is empty: no token could be chosen", "allowed_token_ids")
+        self.structured_outputs = structured_outputs(self.structured_outputs)
         _check_numbers(self)
         _check_strings(self)
         self.logit_bias = _logit_bias(self.logit_bias)
@@ -170,6 +174,10 @@ def _check_strings(p: SamplingParams) -> None:
             raise InvalidRequest(f"a stop string must have 1 to {MAX_STOP_STRING_BYTES} bytes", "stop")
     if p.stop_strings and not p.detokenize:
         raise InvalidRequest("stop strings need detokenize=True; use stop_token_ids without it", "stop")
+    if p.structured_outputs is not None and p.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos and structured_outputs exclude each other: what is complete must end", "ignore_eos"
+        )
     if len(p.bad_words) > MAX_BAD_WORDS:
         raise InvalidRequest(f"bad_words has {len(p.bad_words)} entries, the limit is {MAX_BAD_WORDS}", "bad_words")
     if any(not word for word in p.bad_words):

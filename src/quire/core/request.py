@@ -18,6 +18,7 @@ class Request:
     cache_salt           requests share prefix-cache blocks only when it is equal
     emitted_token_ids    for a replay after an engine died: tokens of each sequence that its client already has;
                          generation goes on after them. Empty for a new request
+    grammar              what the output must match, in llguidance's form; "" = anything
     """
 
     id: str
@@ -28,3 +29,4 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     emitted_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""

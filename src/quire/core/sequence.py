@@ -66,7 +66,8 @@ class Sequence:
         wanted = request.params.prompt_logprobs is not None and index == 0 and not emitted
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
         self.decode_row = ScheduledSequence(seq_id, 1)
-        self.runs_alone = not request.bad_words_token_ids and _takes_the_likeliest(request.params)
+        unguided = not request.bad_words_token_ids and not request.grammar
+        self.runs_alone = unguided and _takes_the_likeliest(request.params)
 
     @property
     def num_generated(self) -> int:
@@ -107,6 +108,7 @@ class Sequence:
             params=params,
             eos_token_ids=self.request.eos_token_ids,
             bad_words_token_ids=self.request.bad_words_token_ids,
+            grammar=self.request.grammar,
         )
 
 

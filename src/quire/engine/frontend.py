@@ -15,9 +15,9 @@ from quire.engine.prompts import ParsedPrompt, check_param_ids, check_token_ids,
 from quire.engine.stream import RequestStream
 from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
-from quire.hub import resolve_tokenizer
 from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
+from quire.text.grammar import GrammarCompiler, grammar_of
 from quire.text.tokenizer import Tokenizer
 
 # No vocabulary in use spends more bytes on a token over a whole prompt; longer texts are refused before they are tokenised.
@@ -49,13 +49,14 @@ class Frontend:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.generation = generation or GenerationConfig()
+        self._compiler: GrammarCompiler | None = None
         self._seeds = random.SystemRandom() if seed is None else random.Random(seed)
         self._templates = functools.lru_cache(maxsize=4)(load_templates or (lambda override: ChatTemplates({})))
 
     @classmethod
     def load(cls, args: EngineArgs, config: EngineConfig) -> "Frontend":
         """Reads tokenizer and sampling defaults of the checkpoint. Raises SetupError types."""
-        folder = tokenizer_dir(args, config)
+        folder = config.tokenizer_dir or config.model_dir
         tokenizer = None if args.skip_tokenizer_init else Tokenizer.from_dir(folder)
         generation = read_generation_config(
             config.model_dir,
@@ -124,6 +125,7 @@ class Frontend:
             bad_words_token_ids=self._bad_words_ids(params),
             priority=priority,
             cache_salt=_checked_salt(parsed.cache_salt or cache_salt),
+            grammar=self._grammar(params),
         )
         return RequestStream(request, self.tokenizer, label=label, prompt=parsed.text)
 
@@ -183,6 +185,21 @@ class Frontend:
         if params.seed is None:
             params.seed = self._seeds.getrandbits(64)
 
+    def _grammar(self, params: SamplingParams) -> str:
+        """The grammar of what the output must look like, known to compile; "" = anything."""
+        if params.structured_outputs is None:
+            return ""
+        tokenizer = self._need_tokenizer("structured_outputs")
+        if not self.generation.eos_token_ids:
+            raise InvalidRequest(
+                "this model names no token that ends a text, so no output can be constrained", "structured_outputs"
+            )
+        if self._compiler is None:
+            self._compiler = GrammarCompiler(tokenizer, self.vocab_size, self.generation.eos_token_ids)
+        grammar = grammar_of(params.structured_outputs)
+        self._compiler.check(grammar)
+        return grammar
+
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         found: list[tuple[int, ...]] = []
         for word in params.bad_words:
@@ -200,14 +217,6 @@ class Frontend:
         if self.tokenizer is None:
             raise InvalidRequest(f"{what} needs a tokenizer, and there is none (skip_tokenizer_init); use token ids")
         return self.tokenizer
-
-
-def tokenizer_dir(args: EngineArgs, config: EngineConfig) -> str:
-    """Local folder of the tokenizer: the model's, unless another was named."""
-    if args.tokenizer is None or args.tokenizer == args.model:
-        return config.model_dir
-    revision = args.tokenizer_revision or None
-    return str(resolve_tokenizer(args.tokenizer, revision, args.download_dir, args.hf_token))
 
 
 def _checked_salt(salt: str) -> str:

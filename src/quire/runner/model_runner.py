@@ -24,6 +24,7 @@ from quire.ops.registry import Ops
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
 from quire.runner.decode_loop import DecodeLoop, Flight
+from quire.runner.grammars import Grammars
 from quire.runner.graphs import DecodeGraphs, GraphStore, padded_size
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
@@ -74,7 +75,8 @@ class ModelRunner:
         self.kv_cache = KVCache(sizes, plan.num_blocks, config.block_size, _dtype(config), device)
         self.table = SequenceTable(config.max_num_seqs, config.max_model_len, config.block_size)
         self.sampling = SamplingTable(config.max_num_seqs)
-        self.sampler = Sampler(self.table, self.sampling, sizes.vocab_size, ops.greedy)
+        self.grammars = Grammars(config.tokenizer_dir or config.model_dir, sizes.vocab_size)
+        self.sampler = Sampler(self.table, self.sampling, sizes.vocab_size, ops.greedy, self.grammars)
         self.prompt_logprobs = PromptLogprobs(
             self.table, self.sampling, min(self.sampler.slice_rows, config.max_num_seqs)
         )
@@ -190,6 +192,7 @@ class ModelRunner:
             "kv_cache",
             "buffers",
             "sampler",
+            "grammars",
             "prompt_logprobs",
             "table",
             "sampling",
@@ -201,6 +204,7 @@ class ModelRunner:
     def _take_in(self, batch: Batch) -> None:
         """What the batch says of rows."""
         self.table.update(batch)
+        self.grammars.update(batch)
         for sequence in batch.added:
             self.sampling.set(self.table.row(sequence.seq_id), sequence)
 

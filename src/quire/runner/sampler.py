@@ -1,6 +1,6 @@
 """Sampler: logits to tokens. Every row's result depends on that row alone, whatever else is in the batch.
 
-Order, as in vLLM: log-probabilities of the raw logits are kept; allowed_token_ids, bad words, min_tokens, logit_bias; penalties;
+Order, as in vLLM: log-probabilities of the raw logits are kept; allowed_token_ids, bad words, min_tokens, logit_bias; grammar; penalties;
 the most likely token where temperature is 0; else temperature, min_p, top_k, top_p and a draw.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.core.batch import TokenLogprobs
 from quire.runner.draw import Controls, draw
+from quire.runner.grammars import Grammars
 from quire.runner.logit_edits import apply_edits, apply_penalties
 from quire.runner.logprobs import LogprobTensors, gather_logprobs, to_entries
 from quire.runner.memory_plan import SAMPLER_WORKSPACE_BYTES
@@ -46,9 +47,15 @@ class Sampler:
     """
 
     def __init__(
-        self, table: SequenceTable, sampling: SamplingTable, vocab_size: int, greedy: Callable[[Tensor], Tensor]
+        self,
+        table: SequenceTable,
+        sampling: SamplingTable,
+        vocab_size: int,
+        greedy: Callable[[Tensor], Tensor],
+        grammars: Grammars,
     ) -> None:
         self.table = table
+        self.grammars = grammars
         self.sampling = sampling
         self.greedy = greedy
         self.slice_rows = max(1, SAMPLER_WORKSPACE_BYTES // (WORKSPACE_BYTES_PER_LOGIT * vocab_size))
@@ -116,6 +123,7 @@ class Sampler:
         if self.sampling.edits[rows].any():
             logits = raw.clone()
             apply_edits(logits, rows, self.table, self.sampling)
+            self.grammars.constrain(logits, rows, self.table)
         penalised = np.flatnonzero(self.sampling.penalised(rows))
         if len(penalised):
             index = torch.from_numpy(penalised).to(raw.device)

@@ -76,6 +76,11 @@ class Tokenizer:
             raise InvalidRequest("token ids must be integers from 0 to 4294967295") from None
         return text
 
+    def to_json(self) -> str:
+        """The whole tokenizer in the format of tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     def is_special(self, token_id: int) -> bool:
         """True for control tokens, which skip_special_tokens leaves out of the text."""
         return token_id in self.special_ids

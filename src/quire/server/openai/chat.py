@@ -11,6 +11,7 @@ from quire.errors import InvalidRequest
 from quire.outputs import CompletionOutput, RequestOutput
 from quire.server.body import off_loop
 from quire.server.generation import Generation
+from quire.server.openai.constraints import constraint
 from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
 from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
 from quire.server.openai.schemas import ChatCompletionRequest, sampling_params
@@ -53,6 +54,7 @@ async def _start(request: ChatCompletionRequest, call: Call) -> Generation:
         max_logprobs=serving.args.max_logprobs,
         max_tokens=asked,
         logprobs=_num_top_logprobs(request),
+        structured_outputs=constraint(request),
     )
     prompt = await off_loop(call.num_bytes, lambda: render(request, serving))
     special = bool(request.add_special_tokens)

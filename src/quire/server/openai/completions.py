@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from quire.outputs import CompletionOutput, RequestOutput
 from quire.server.generation import Generation, Run
+from quire.server.openai.constraints import constraint
 from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
 from quire.server.openai.logprobs import LogprobWriter, Position, prompt_logprobs_json
 from quire.server.openai.schemas import CompletionRequest, sampling_params
@@ -42,6 +43,7 @@ async def _start(request: CompletionRequest, call: Call) -> Generation:
         max_logprobs=serving.args.max_logprobs,
         max_tokens=1 if _only_echo(request) else request.max_tokens,
         logprobs=request.logprobs,
+        structured_outputs=constraint(request),
         prompt_logprobs=request.logprobs
         if request.echo and request.prompt_logprobs is None
         else request.prompt_logprobs,

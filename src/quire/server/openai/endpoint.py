@@ -1,6 +1,7 @@
 """What the generating endpoints have in common: reading a request, and the head of its answer."""
 
 import re
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -79,7 +80,9 @@ async def start(
         "priority": request.priority or 0,
         "cache_salt": request.cache_salt or "",
     }
-    streams = await off_loop(call.num_bytes, lambda: [frontend.open(prompt, params, **options) for prompt in prompts])
+    # A grammar may take long to compile, however short its text.
+    num_bytes = sys.maxsize if params.structured_outputs is not None else call.num_bytes
+    streams = await off_loop(num_bytes, lambda: [frontend.open(prompt, params, **options) for prompt in prompts])
     return Generation(call.serving, streams)
 
 

@@ -17,7 +17,6 @@ class Refused:
     neutral: tuple[Any, ...] = ()
 
 
-_CONSTRAINED = "is not implemented yet: output cannot be constrained to a grammar or schema; leave it out"
 _TOOLS = "is not implemented yet: the model cannot call tools here; leave it out"
 _REASONING = "is not implemented yet: reasoning is not told apart from the answer; leave it out"
 _TEXT_ONLY = "is not supported: models here read and write text alone"
@@ -28,14 +27,6 @@ REFUSED: dict[str, Refused] = {
     "tool_choice": Refused(_TOOLS, ("none", "auto")),
     "functions": Refused(_TOOLS, ([],)),
     "function_call": Refused(_TOOLS, ("none", "auto")),
-    "response_format": Refused(_CONSTRAINED, ({"type": "text"},)),
-    "structured_outputs": Refused(_CONSTRAINED, ({},)),
-    "guided_json": Refused(_CONSTRAINED),
-    "guided_regex": Refused(_CONSTRAINED),
-    "guided_choice": Refused(_CONSTRAINED, ([],)),
-    "guided_grammar": Refused(_CONSTRAINED),
-    "guided_decoding_backend": Refused(_CONSTRAINED, ("auto",)),
-    "guided_whitespace_pattern": Refused(_CONSTRAINED),
     "thinking_token_budget": Refused(_REASONING),
     "best_of": Refused("above n is not supported: ask for n answers and choose", (0, 1)),
     "use_beam_search": Refused("is not supported over HTTP; LLM.beam_search does it offline", (False,)),
@@ -64,7 +55,7 @@ REFUSED: dict[str, Refused] = {
 # Known to OpenAI's or vLLM's API, without effect on what is generated here.
 NO_EFFECT = frozenset(
     "store metadata service_tier user safety_identifier prompt_cache_key prompt_cache_retention verbosity reasoning_effort "
-    "parallel_tool_calls prediction include_reasoning session_id request_id".split()
+    "parallel_tool_calls prediction guided_decoding_backend include_reasoning session_id request_id".split()
 )
 
 

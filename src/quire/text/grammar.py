@@ -1,0 +1,143 @@
+"""Constrained output: StructuredOutputsParams -> a grammar in llguidance's own form, and matchers that follow an output along it.
+
+A grammar comes from a stranger. Its size and depth are bounded here before any native code sees it, llguidance bounds the work of
+compiling it and of every step, and whatever is refused reaches only the request that brought it.
+"""
+
+import functools
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import llguidance
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from quire.core.structured import StructuredOutputsParams
+from quire.errors import InvalidRequest
+from quire.text.tokenizer import Tokenizer
+
+MAX_GRAMMAR_BYTES = 64 * 2**10
+MAX_REGEX_BYTES = 8 * 2**10
+MAX_DEPTH = 64
+MAX_SCHEMA_DEPTH = 256
+MAX_ERROR_CHARS = 500
+NUM_CACHED = 32
+# The compiler goes about 3 kB deep for each rule of a chain, and a grammar of MAX_GRAMMAR_BYTES can be a chain of 20,000.
+STACK_BYTES = 256 * 2**20
+# Legal JSON may hold any amount of whitespace; a model that once takes to it would fill its whole budget.
+WHITESPACE = r"[ \n\r\t]{0,32}"
+LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=100_000, verbose_errors=False)
+_PARAM = "structured_outputs"
+
+
+def grammar_of(params: StructuredOutputsParams) -> str:
+    """The constraint in llguidance's form, not yet compiled. Raises InvalidRequest."""
+    value = getattr(params, params.kind)
+    if params.kind in ("json", "json_object"):
+        return _json_grammar({"type": "object"} if params.kind == "json_object" else _schema(value), params)
+    if params.kind == "regex":
+        return LLMatcher.grammar_from_regex(_bounded(value, "regex", max_bytes=MAX_REGEX_BYTES))
+    if params.kind == "choice":
+        text = _bounded("start: " + " | ".join(json.dumps(item) for item in value), "choice", max_depth=None)
+        return LLMatcher.grammar_from_lark(text)
+    try:
+        return llguidance.grammar_from("grammar", _bounded(value, "grammar"))
+    except (ValueError, RecursionError) as error:
+        raise refused(str(error)) from None
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer.
+
+    vocab_size     width of the logits, and of the masks
+    eos_token_ids  what a finished output ends with
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self.vocab_size = max(vocab_size, tokenizer.vocab_size)
+        self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=list(eos_token_ids))
+        self._compiled = functools.lru_cache(maxsize=NUM_CACHED)(self._compile)
+        self._thread = ThreadPoolExecutor(1, "grammar")
+
+    def check(self, grammar: str) -> None:
+        """Raises InvalidRequest unless the grammar compiles."""
+        error = self.matcher(grammar).get_error()
+        if error:
+            raise refused(error)
+
+    def matcher(self, grammar: str) -> LLMatcher:
+        """A matcher at the beginning of an output; in an error state if the grammar does not compile."""
+        return self._compiled(grammar).deep_copy()
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        make = functools.partial(LLMatcher, self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        return _with_deep_stack(self._thread, make).result()
+
+
+def _with_deep_stack(thread: ThreadPoolExecutor, work: "Callable[[], LLMatcher]") -> "Future[LLMatcher]":
+    """Work in the executor's thread, which is made with a deep stack at the first call."""
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        return thread.submit(work)
+    finally:
+        threading.stack_size(before)
+
+
+def refused(why: str) -> InvalidRequest:
+    """The error of a grammar that cannot be used."""
+    return InvalidRequest(f"the output cannot be constrained so: {why[:MAX_ERROR_CHARS]}", _PARAM)
+
+
+def _json_grammar(schema: Any, params: StructuredOutputsParams) -> str:
+    if params.disable_additional_properties:
+        schema = _closed(schema)
+    options: dict[str, Any] = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
+    if params.disable_any_whitespace:
+        options = {"whitespace_flexible": False}
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]
+
+
+def _schema(value: str | dict[str, Any]) -> Any:
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise refused(f"the schema is not plain JSON: {error}") from None
+    text = _bounded(text, "the schema", max_depth=MAX_SCHEMA_DEPTH)
+    try:
+        schema = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise refused(f"the schema is not valid JSON: {error}") from None
+    if not isinstance(schema, dict | bool):
+        raise refused("a schema is a JSON object")
+    return schema if isinstance(schema, dict) else {} if schema else {"not": {}}
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with additionalProperties false in every object that does not say otherwise."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(item) for name, item in schema.items()}
+    if schema.get("type") == "object" or isinstance(schema.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _bounded(text: str, what: str, max_depth: int | None = MAX_DEPTH, max_bytes: int = MAX_GRAMMAR_BYTES) -> str:
+    """Raises InvalidRequest for a text that is too long, or has brackets nested too deep for native code that recurses."""
+    if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
+        raise refused(f"{what} is longer than {max_bytes} bytes")
+    depth = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            if max_depth is not None and depth > max_depth:
+                raise refused(f"{what} is nested deeper than {max_depth} levels")
+        elif char in ")]}":
+            depth = max(0, depth - 1)
+    if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise refused(f"{what} holds characters that are no text")
+    return text
