@@ -11,7 +11,7 @@ else
 PYTHON := .venv/bin/python
 endif
 
-.PHONY: help serve test check fmt test-gpu bench soak wheel install install-dev clean
+.PHONY: help serve test check fmt test-browser test-gpu bench soak wheel install install-dev clean
 
 help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ check: install-dev  ## formatting, lint, types, layer contract, documents; sizes
 fmt: install-dev  ## format and fix what can be fixed
 	$(PYTHON) -m ruff format $(CODE)
 	$(PYTHON) -m ruff check --fix $(CODE)
+
+test-browser: install-dev  ## the chat page and the dashboard in headless Chromium, which is installed by apt where it is missing
+	@command -v chromium chromium-browser google-chrome >/dev/null || bash scripts/install-chromium.sh
+	@$(PYTHON) -m pytest tests/pages $(ARGS)
 
 test-gpu:  ## tests that need a GPU, in the environment that is active
 	$${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from quire.errors import QuireError
-from quire.server import health
+from quire.server import health, webui
 from quire.server.errors import error_response, http_error
 from quire.server.gate import Gate
 from quire.server.openai import chat, completions, models
@@ -32,6 +32,8 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
     app.state.serving = serving
     for router in (health.router, models.router, chat.router, completions.router):
         app.include_router(router)
+    if not serving.args.disable_ui:
+        app.include_router(webui.router)
     app.add_exception_handler(QuireError, _quire_error)
     app.add_exception_handler(HTTPException, _http_error)
     gate = Gate(app, serving, max_active)

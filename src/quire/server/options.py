@@ -27,6 +27,7 @@ class ServerArgs:
         "info", "level of the access log", choices=("critical", "error", "warning", "info", "debug", "trace")
     )
     disable_uvicorn_access_log: bool = option(False, "no line for each HTTP request")
+    disable_ui: bool = option(False, "no chat page at / and no /dashboard")
     disable_fastapi_docs: bool = option(False, "no /docs, /redoc and /openapi.json")
 
     def __post_init__(self) -> None:
