@@ -501,6 +501,17 @@ def test_a_replay_goes_on_after_the_tokens_that_were_emitted() -> None:
     h.drain()
 
 
+def test_of_a_replay_only_prompt_tokens_count_as_cached() -> None:
+    h = harness()
+    h.add(request("first", [1] * 5, max_tokens=14))
+    h.drain()
+    tokens = solo(h.requests["first"], 0, 100)[0]
+    h.add(request("again", [1] * 5, max_tokens=14, emitted=(tuple(tokens[:12]),)))
+    (output,) = h.step()
+    assert output.num_cached_tokens == 5
+    assert h.scheduler.stats().prefix_cache_hits == 16
+
+
 def test_a_sequence_that_had_ended_is_not_run_again_and_its_siblings_are() -> None:
     h = harness()
     plain = request("r", [1] * 5, n=2, max_tokens=6)
@@ -565,6 +576,19 @@ def test_a_sequence_fails_alone_and_leaves_nothing_in_the_prefix_cache() -> None
     h.drain()
     h.add(request("next", [1] * 9, max_tokens=1))
     assert h.step()[0].num_cached_tokens == 0  # not even what it shared: that may have been the cause
+
+
+def test_what_failed_is_not_filed_again_by_another_that_shared_it() -> None:
+    h = harness(max_num_batched_tokens=32)
+    h.add(request("first", [1] * 9, max_tokens=20))
+    step(h)
+    h.add(request("bad", [1] * 9 + [2], max_tokens=6))
+    h.add(request("good", [1] * 9 + [3] * 4, max_tokens=20))
+    h.schedule()
+    h.commit({1})  # in this very step the third files what it computed, after what it shares
+    step(h)
+    h.add(request("next", [1] * 9 + [3] * 4, max_tokens=1))
+    assert [o.num_cached_tokens for o in h.step() if o.request_id == "next"] == [0]
 
 
 def test_several_tokens_in_one_step_are_cut_at_the_stop_and_caught_up_with_otherwise() -> None:
