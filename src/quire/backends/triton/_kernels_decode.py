@@ -52,58 +52,41 @@ def take_tokens_kernel(
     tl.store(step_ptr, step + 1)
 
 
-@triton.jit
-def _first_of_largest(value, index):
-    """(largest value, least index that has it)."""
-    largest = tl.max(value, axis=0)
-    return largest, tl.min(tl.where(value == largest, index, 2147483647), axis=0)
-
-
 @triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
 def greedy_parts_kernel(
-    logit_ptr,
-    value_ptr,
-    index_ptr,
-    size,
-    stride_row,
-    num_parts,
-    TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    logit_ptr, value_ptr, size, stride_row, num_parts, TILES: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
 ):
-    """The largest of one part of a row, TILES * BLOCK logits. Grid (parts, rows). A part that is not finite gives NaN."""
+    """The largest value of one part of a row, TILES * BLOCK logits. Grid (parts, rows). A part that is not finite gives NaN."""
     let_next_start(DEPENDENT)
     wait_for_previous(DEPENDENT)
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
-    best_index = tl.zeros([BLOCK], tl.int32)
-    strange = tl.zeros([BLOCK], tl.int32)
+    nothing = tl.zeros([BLOCK], tl.float32)  # turns NaN where something is not finite
     for tile in tl.static_range(TILES):
         column = (part * TILES + tile) * BLOCK + lane
         inside = column < size
-        value = tl.load(logit_ptr + row * stride_row + column, mask=inside, other=float("-inf")).to(tl.float32)
-        finite = (value - value) == 0  # of NaN and infinities it is NaN
-        strange = strange | (inside & (finite == 0)).to(tl.int32)
-        better = value > best
-        best = tl.where(better, value, best)
-        best_index = tl.where(better, column, best_index)
-    value, index = _first_of_largest(best, best_index)
-    value = tl.where(tl.max(strange, axis=0) > 0, float("nan"), value)
-    tl.store(value_ptr + row * num_parts + part, value)
-    tl.store(index_ptr + row * num_parts + part, index)
+        value = tl.load(logit_ptr + row * stride_row + column, mask=inside, other=0.0).to(tl.float32)
+        nothing += value * 0.0
+        best = tl.maximum(best, tl.where(inside, value, float("-inf")))
+    tl.store(value_ptr + row * num_parts + part, tl.max(best, axis=0) + tl.sum(nothing, axis=0))
 
 
-@triton.jit(do_not_specialize=["num_parts"])
-def greedy_merge_kernel(value_ptr, index_ptr, out_ptr, num_parts, PARTS: tl.constexpr, DEPENDENT: tl.constexpr):
-    """The largest of a row's parts; -1 when one is NaN."""
+@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+def greedy_merge_kernel(
+    logit_ptr, value_ptr, out_ptr, size, stride_row, num_parts,
+    PARTS: tl.constexpr, PART: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Index of the largest of a row: found in the first part that has it. -1 when a part is NaN. Grid (rows). PART: logits a part."""
     let_next_start(DEPENDENT)
     wait_for_previous(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
-    inside = part < num_parts
-    value = tl.load(value_ptr + row * num_parts + part, mask=inside, other=float("-inf"))
-    index = tl.load(index_ptr + row * num_parts + part, mask=inside, other=2147483647)
+    value = tl.load(value_ptr + row * num_parts + part, mask=part < num_parts, other=float("-inf"))
     strange = tl.max((value != value).to(tl.int32), axis=0)
-    _, best = _first_of_largest(value, index)
+    largest = tl.max(value, axis=0)
+    first_part = tl.min(tl.where(value == largest, part, PARTS), axis=0)
+    column = first_part * PART + tl.arange(0, PART)
+    logit = tl.load(logit_ptr + row * stride_row + column, mask=column < size, other=float("-inf")).to(tl.float32)
+    best = tl.min(tl.where(logit == largest, column, size), axis=0)
     tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))

@@ -19,13 +19,14 @@ def run(logits: Tensor) -> Tensor:
     num_rows, size = logits.shape
     num_parts = -(-size // (BLOCK * TILES))
     values = torch.empty(num_rows, num_parts, dtype=torch.float32, device=logits.device)
-    indices = torch.empty(num_rows, num_parts, dtype=torch.int32, device=logits.device)
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:
+        stride = logits.stride(0)
         greedy_parts_kernel[(num_parts, num_rows)](
-            logits, values, indices, size, logits.stride(0), num_parts, TILES, BLOCK, num_warps=4, **dependent()
+            logits, values, size, stride, num_parts, TILES, BLOCK, num_warps=4, **dependent()
         )
         greedy_merge_kernel[(num_rows,)](
-            values, indices, out, num_parts, next_power_of_2(num_parts), num_warps=1, **dependent()
-        )
+            logits, values, out, size, stride, num_parts, next_power_of_2(num_parts), BLOCK * TILES, num_warps=4,
+            **dependent(),
+        )  # fmt: skip
     return out

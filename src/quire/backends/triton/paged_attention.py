@@ -42,7 +42,7 @@ def decode_tiles(head_size: int, group: int, itemsize: int) -> Tiles:
     block_m = max(16, next_power_of_2(group))
     if itemsize == 4:
         return Tiles(block_m, 32 if block_d <= 128 else 16, block_d, 8, 3, "ieee")
-    return Tiles(block_m, 64 if block_d <= 128 else 32, block_d, 4, 5, "tf32")
+    return Tiles(block_m, 64 if block_d <= 128 else 32, block_d, 4, 2, "tf32")
 
 
 @cache
@@ -54,7 +54,7 @@ def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) 
     block_n = 64 if block_d <= 128 else 32
     needed = (128 + 2 * 3 * block_n) * block_d * itemsize
     if needed <= shared_bytes:
-        return Tiles(max(128, next_power_of_2(group)), block_n, block_d, 8, 3, "tf32")
+        return Tiles(max(128, next_power_of_2(group)), block_n, block_d, 4 if block_d <= 128 else 8, 3, "tf32")
     return Tiles(max(64, next_power_of_2(group)), 32, block_d, 4, 2, "tf32")
 
 
