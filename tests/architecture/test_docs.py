@@ -36,7 +36,7 @@ OPTIONS: dict[str, list[type]] = {
     "bench latency": [EngineArgs, LatencyArgs],
     "bench throughput": [EngineArgs, ThroughputArgs],
 }
-FOREIGN_FLAGS = {"--extra-index-url", "--help"}  # of pip, and of every command
+FOREIGN_FLAGS = {"--help"}  # of every command
 TEST_VARIABLES = {"QUIRE_SOAK"}
 
 
@@ -143,7 +143,8 @@ def test_flags_exist(path: Path):
 @pytest.mark.parametrize("path", USER_DOCS, ids=ids)
 def test_environment_variables_exist(path: Path):
     mentioned = set(VARIABLE.findall(path.read_text(encoding="utf-8")))
-    assert mentioned <= set(env.VARIABLES) | TEST_VARIABLES
+    installer = set(VARIABLE.findall((ROOT / "scripts" / "install.sh").read_text(encoding="utf-8")))
+    assert mentioned <= set(env.VARIABLES) | TEST_VARIABLES | installer
 
 
 def test_the_fields_of_sampling_params_are_all_listed():
@@ -172,7 +173,7 @@ def test_the_endpoints_are_all_listed():
     rows = table(ROOT / "docs" / "guide" / "serving.md", "endpoints")
     listed = {path for row in rows for path in spans(row[0])}
     names = [f"quire.server.openai.{module.name}" for module in pkgutil.iter_modules(quire.server.openai.__path__)]
-    found = [importlib.import_module(name) for name in ("quire.server.health", *names)]
+    found = [importlib.import_module(name) for name in ("quire.server.health", "quire.server.explain", *names)]
     routes = {route.path for module in found if hasattr(module, "router") for route in module.router.routes}
     assert listed == {route.replace("{name:path}", "{name}") for route in routes}
 
