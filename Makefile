@@ -44,7 +44,7 @@ bench: install-dev  ## CPU benchmark beside transformers' generate, in one run
 	$(PYTHON) benchmarks/cpu_versus_transformers.py $(ARGS)
 
 soak: install-dev  ## the long versions: 10,000 bit-identity pairs, 20 engine kills and the like
-	QUIRE_SOAK=1 $(PYTHON) -m pytest --timeout=3600 $(ARGS)
+	QUIRE_SOAK=1 QUIRE_IDENTITY_PAIRS=10000 QUIRE_PARITY_POSITIONS=2000 $(PYTHON) -m pytest --timeout=3600 $(ARGS)
 
 wheel: install-dev  ## a wheel for this kind of machine, in dist/
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
