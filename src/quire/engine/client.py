@@ -13,6 +13,7 @@ from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine import ipc
 from quire.engine.journal import POISONED, Journal
+from quire.engine.times import Times
 from quire.errors import EngineUnavailable, QueueFull, QuireError, RequestPoisoned
 
 log = logging.getLogger("quire.client")
@@ -20,14 +21,6 @@ HELLO_TIMEOUT_S = 10.0
 WATCH_TICK_S = 0.25
 SILENCE_UNHEALTHY_S = 5.0  # ten heartbeats
 SILENCE_STUCK_S = 10.0
-
-
-@dataclass
-class Times:
-    """When things happened to a request, in seconds of the monotonic clock; None = not yet."""
-
-    submitted_s: float
-    started_s: float | None = None
 
 
 class Mailbox:
@@ -251,11 +244,13 @@ class EngineClient:
     def _deliver(self, message: ipc.Outputs) -> None:
         self.watch.progressed()
         self.stats = message.stats
+        now = time.monotonic()
         for output in message.outputs:
             told = self.journal.record(output)
             ticket = self._tickets.get(told.request_id) if told is not None else None
             if told is None or ticket is None:
                 continue
+            ticket.times.came(now, len(told.token_ids))
             ticket.mailbox.outputs.append(told)
             ticket.mailbox.arrived.set()
             if told.request_id not in self.journal.entries:
@@ -266,8 +261,8 @@ class EngineClient:
     def _started(self, wire_ids: list[str]) -> None:
         self.journal.start(wire_ids)
         for request_id in filter(None, map(self.journal.request_id_of, wire_ids)):
-            times = self._tickets[request_id].times
-            times.started_s = times.started_s or time.monotonic()
+            num_sequences = self.journal.entries[request_id].request.params.n
+            self._tickets[request_id].times.admitted(time.monotonic(), num_sequences)
 
     def _engine_up(self, ready: ipc.Ready) -> None:
         self.ready = ready

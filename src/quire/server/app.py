@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from quire.errors import QuireError
-from quire.server import health, webui
+from quire.server import explain, health, webui
 from quire.server.errors import error_response, http_error
 from quire.server.gate import Gate
 from quire.server.openai import chat, completions, models
@@ -30,7 +30,7 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.serving = serving
-    for router in (health.router, models.router, chat.router, completions.router):
+    for router in (health.router, models.router, chat.router, completions.router, explain.router):
         app.include_router(router)
     if not serving.args.disable_ui:
         app.include_router(webui.router)

@@ -9,6 +9,7 @@ import hmac
 import logging
 import re
 import secrets
+import time
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,7 +40,7 @@ class Gate:
         scope = {**scope, "path": tidy(scope["path"])}
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, arrived_s=time.monotonic())
         reply = _Reply(send, request_id)
         self._serving.num_active += 1
         try:

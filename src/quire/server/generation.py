@@ -9,6 +9,7 @@ from quire.engine.client import Stream
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
+from quire.server.history import PromptTrace, Trace
 from quire.server.serving import Serving
 
 
@@ -34,13 +35,16 @@ class Run:
 class Generation:
     """All prompts of one HTTP request, under way. Close it: what has not ended then leaves the engine."""
 
-    def __init__(self, serving: Serving, streams: Sequence[RequestStream]) -> None:
+    def __init__(self, serving: Serving, streams: Sequence[RequestStream], trace: Trace) -> None:
         self.runs = [Run(number, stream) for number, stream in enumerate(streams)]
         self._by_id = {run.stream.request.id: run for run in self.runs}
         self._metrics = serving.metrics
         self._failed = False
         self._closed = False
         self._stream: Stream = serving.client.submit([stream.request for stream in streams])
+        self._trace = trace
+        trace.prompts = [self._traced(run) for run in self.runs]
+        serving.history.add(trace)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -66,6 +70,7 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        self._trace.end()
         self._stream.close()
         for run in self.runs:
             self._metrics.given_up("error" if self._failed else "abort", len(run.num_tokens) - len(run.reasons))
@@ -85,12 +90,17 @@ class Generation:
             self._observe_end(run)
         return result
 
+    def _traced(self, run: Run) -> PromptTrace:
+        request = run.stream.request
+        return PromptTrace(self._stream.times[request.id], len(request.prompt_token_ids), run.num_tokens, run.reasons)
+
     def _observe(self, run: Run, output: EngineOutput) -> None:
         now = time.monotonic()
         request, times = run.stream.request, self._stream.times[output.request_id]
         self._metrics.tokens(len(output.token_ids))
         if run.first_s is None and output.token_ids:
             run.first_s = now
+            self._trace.prompts[run.number].num_cached_tokens = output.num_cached_tokens
             self._metrics.first_token(request, times, now, output.num_cached_tokens)
         elif output.index in run.last_s:
             self._metrics.next_tokens(len(output.token_ids), now - run.last_s[output.index])

@@ -4,8 +4,8 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire.core.request import Request
-from quire.engine.client import Times
 from quire.engine.ipc import Ready, Stats
+from quire.engine.times import Times
 
 PREFIX = "vllm:"
 LABELS = ("model_name", "engine")

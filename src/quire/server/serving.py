@@ -8,6 +8,7 @@ from quire.engine.client import EngineClient
 from quire.engine.frontend import Frontend
 from quire.engine.ipc import Ready
 from quire.errors import EngineUnavailable, ModelNotFound
+from quire.server.history import History
 from quire.server.metrics import Metrics
 from quire.server.options import ServerArgs
 
@@ -30,6 +31,7 @@ class Serving:
         self.names = model_names(engine_args, args)
         self.api_keys = args.api_key or [key for key in [env.api_key()] if key]
         self.metrics = Metrics(self.names[0])
+        self.history = History()
         self.num_active = 0
         self.draining = False
         self.ready: Ready | None = None

@@ -17,6 +17,7 @@ from quire.core.params import SamplingParams
 from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
 from quire.server.generation import Generation
+from quire.server.history import Trace
 from quire.server.openai.fields import check_unhonoured
 from quire.server.openai.schemas import GenerateRequest, R, parse
 from quire.server.serving import Serving
@@ -33,6 +34,8 @@ class Call:
 
     num_bytes  of the request's body
     headers    of the response
+    request_id  its X-Request-Id
+    arrived_s  when its head was there, in seconds of the monotonic clock
     """
 
     serving: Serving
@@ -41,6 +44,8 @@ class Call:
     num_bytes: int
     created: int = field(default_factory=lambda: int(time.time()))
     headers: dict[str, str] = field(default_factory=dict)
+    request_id: str = ""
+    arrived_s: float = field(default_factory=time.monotonic)
 
     @property
     def head(self) -> dict[str, Any]:
@@ -54,6 +59,7 @@ async def read_request(http: Request, kind: type[R], prefix: str) -> tuple[R, Ca
     body = await read_object(http)
     request, unknown = await off_loop(body.num_bytes, lambda: _validated(kind, body.fields))
     call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model), body.num_bytes)
+    call.request_id, call.arrived_s = http.state.request_id, http.state.arrived_s
     if unknown:
         serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])
         call.headers["x-quire-ignored"] = ignored_header(unknown)
@@ -83,7 +89,8 @@ async def start(
     # A grammar may take long to compile, however short its text.
     num_bytes = sys.maxsize if params.structured_outputs is not None else call.num_bytes
     streams = await off_loop(num_bytes, lambda: [frontend.open(prompt, params, **options) for prompt in prompts])
-    return Generation(call.serving, streams)
+    trace = Trace(call.id, call.request_id, call.model, call.created, call.arrived_s)
+    return Generation(call.serving, streams, trace)
 
 
 def json_response(answer: msgspec.Struct, call: Call) -> Response:
