@@ -33,12 +33,13 @@ def test_graphs_give_the_tokens_of_eager_steps(small, note):
     with engines.engine(small, max_num_seqs=100) as llm:
         with_graphs = engines.greedy(llm, inputs, lengths)
         again = engines.greedy(llm, inputs, lengths)
-        captured = llm.llm_engine.engine.runner.graphs.captured_sizes
+        runner = llm.llm_engine.engine.runner
+        captured, decoding = runner.graphs.captured_sizes, runner.loop.captured_sizes
     with engines.engine(small, max_num_seqs=100, enforce_eager=True) as llm:
         assert llm.llm_engine.engine.runner.graphs is None
         eager = engines.greedy(llm, inputs, lengths)
     assert [len(ids) for ids in with_graphs] == lengths
-    assert len(captured) > 3
+    assert len(decoding) > 3 and any(tokens > sequences for tokens, sequences in captured)
     assert with_graphs == eager
     note(f"equal on a second run with a warm prefix cache: {same_share(with_graphs, again):.1%}")
 

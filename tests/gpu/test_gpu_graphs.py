@@ -7,7 +7,7 @@ import torch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import resolve
 from quire.platform.cuda import CudaPlatform
-from quire.runner.graphs import DecodeGraphs, GraphStore, padded_size
+from quire.runner.graphs import GraphStore, StepGraphs, padded_size
 
 HEADS, KV_HEADS, HEAD_SIZE, BLOCK_SIZE, VOCAB, MAX_LEN = 14, 2, 64, 16, 512, 4096
 
@@ -63,7 +63,14 @@ def layer() -> TinyLayer:
 def test_replay_equals_eager(layer):
     kv = torch.randn(2, 3000, BLOCK_SIZE, KV_HEADS, HEAD_SIZE, device="cuda").bfloat16()
     eager_kv, graph_kv = torch.empty_like(kv), torch.empty_like(kv)
-    graphs = DecodeGraphs(CudaPlatform(), layer.forward, GraphStore(CudaPlatform()), 64, MAX_LEN, MAX_LEN // BLOCK_SIZE)
+    graphs = StepGraphs(
+        CudaPlatform(),
+        lambda fwd: layer.forward(fwd) * 2,
+        GraphStore(CudaPlatform()),
+        64,
+        MAX_LEN,
+        MAX_LEN // BLOCK_SIZE,
+    )
     steps = [[5], [4000], [1, 300, 17], [900, 2, 3, 4], [257] * 40, [33] * 64, [7], list(range(1, 50)), [2, 2, 2]]
     for seed, lens in enumerate(steps):
         fwd = decode_step(lens, padded_size(len(lens), 64), seed)
@@ -73,17 +80,8 @@ def test_replay_equals_eager(layer):
         got = graphs.run(fwd)
         assert got is not None and torch.equal(got[0][: len(lens)], expected[: len(lens)]), lens
         assert torch.equal(graph_kv, eager_kv), "padding rows wrote into the cache"
-    assert graphs.captured_sizes == [1, 4, 48, 64]
+    assert graphs.captured_sizes == [(n, n) for n in (1, 4, 48, 64)]
     graphs.close()
-
-
-def test_other_steps_are_left_to_the_caller(layer):
-    graphs = DecodeGraphs(CudaPlatform(), layer.forward, GraphStore(CudaPlatform()), 8, MAX_LEN, MAX_LEN // BLOCK_SIZE)
-    fwd = decode_step([3, 4, 5], 3, 0)
-    assert graphs.run(fwd) is None  # 3 is no captured size
-    fwd = decode_step([3, 4, 5, 6], 4, 0)
-    fwd.max_query_len = 2
-    assert graphs.run(fwd) is None
 
 
 def test_memory_comes_back(layer):
@@ -93,7 +91,9 @@ def test_memory_comes_back(layer):
     layer.forward(step)
     platform.empty_cache()
     before = torch.cuda.memory_reserved()
-    graphs = DecodeGraphs(platform, layer.forward, GraphStore(platform), 512, MAX_LEN, MAX_LEN // BLOCK_SIZE)
+    graphs = StepGraphs(
+        platform, lambda fwd: layer.forward(fwd) * 2, GraphStore(platform), 512, MAX_LEN, MAX_LEN // BLOCK_SIZE
+    )
     for size in (1, 2, 256, 512):
         fwd = decode_step([9] * size, size, 1)
         fwd.kv_caches = [torch.zeros(2, 600, BLOCK_SIZE, KV_HEADS, HEAD_SIZE, device="cuda", dtype=torch.bfloat16)]

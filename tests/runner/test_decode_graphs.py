@@ -1,4 +1,4 @@
-"""DecodeGraphs on a platform whose graphs run the captured work again: which steps are replayed, from which tensors."""
+"""StepGraphs on a platform whose graphs run the captured work again: which steps are replayed, from which tensors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from quire.ops.forward_batch import ForwardBatch
 from quire.platform.cpu import CpuPlatform
-from quire.runner.graphs import SIZES, DecodeGraphs, GraphStore, graph_sizes, padded_size
+from quire.runner.graphs import SIZES, GraphStore, StepGraphs, graph_sizes, padded_size, padded_step
 
 MAX_LEN, MAX_BLOCKS, VOCAB = 64, 8, 11
 
@@ -81,8 +81,8 @@ def platform() -> RecordingPlatform:
 
 
 @pytest.fixture
-def graphs(platform) -> DecodeGraphs:
-    return DecodeGraphs(
+def graphs(platform) -> StepGraphs:
+    return StepGraphs(
         platform, forward, GraphStore(platform), max_num_seqs=6, max_model_len=MAX_LEN, max_blocks=MAX_BLOCKS
     )
 
@@ -91,7 +91,7 @@ def test_each_size_is_captured_once_and_replays_later_steps(graphs, platform):
     for seed, rows in enumerate((4, 2, 4, 4, 1, 2)):
         fwd = step(rows, seed)
         assert equal(graphs.run(fwd), forward(fwd))
-    assert graphs.captured_sizes == [1, 2, 4] and len(platform.graphs) == 3
+    assert graphs.captured_sizes == [(1, 1), (2, 2), (4, 4)] and len(platform.graphs) == 3
     assert platform.pools == [None, "pool", "pool"]
 
 
@@ -108,33 +108,44 @@ def test_stale_block_ids_past_a_narrower_table_are_not_read(graphs):
     graphs.run(step(2, 0, width=8))
     narrow = step(2, 1, width=2)
     narrow.seq_lens.clamp_(max=16)
-    captured = graphs._captured[2]
+    captured = graphs._captured[2, 2]
     graphs.run(narrow)
     # Columns past the step's width keep old ids; lengths say that nobody reads them.
     assert torch.equal(captured.block_tables[:, :2], narrow.block_tables)
     assert captured.max_seq_len == MAX_LEN
 
 
-def test_other_steps_are_refused(graphs):
-    longer = step(4, 0)
-    longer.max_query_len = 3
-    assert graphs.run(longer) is None
-    assert graphs.run(step(3, 0)) is None  # not padded
-    partial = step(4, 0)
-    partial.logits_indices = torch.arange(2)
-    assert graphs.run(partial) is None
+def mixed_step(seed: int) -> ForwardBatch:
+    """A step of 3 sequences and 8 tokens, padded to 16 tokens and 4 sequences; `forward` gives no logits for it."""
+    fwd = step(16, seed)
+    fwd.query_start_loc = torch.tensor([0, 1, 5, 8, 8], dtype=torch.int32)
+    fwd.seq_lens, fwd.block_tables = fwd.seq_lens[:4], fwd.block_tables[:4]
+    fwd.logits_indices, fwd.max_query_len = torch.tensor([0, 4, 7, 0]), 4
+    return fwd
+
+
+def test_steps_with_prompts_are_captured_when_their_size_comes_again(platform):
+    def forward(fwd: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        assert fwd.max_query_len == 16 or fwd.block_tables.shape[1] < MAX_BLOCKS
+        row = fwd.input_ids * 3 + fwd.positions * 5 + fwd.slot_mapping * 11
+        return row, row[fwd.logits_indices] + fwd.seq_lens + fwd.block_tables[:, :3].sum(1)
+
+    graphs = StepGraphs(platform, forward, GraphStore(platform), 6, MAX_LEN, MAX_BLOCKS)
+    assert graphs.run(mixed_step(0)) is None
     assert graphs.captured_sizes == []
+    for seed in (1, 2, 3):
+        fwd = mixed_step(seed)
+        assert equal(graphs.run(fwd), forward(fwd))
+    assert graphs.captured_sizes == [(16, 4)] and len(platform.graphs) == 1
 
 
 def test_stores_share_the_memory_of_temporaries(platform):
     first = GraphStore(platform)
     second = GraphStore(platform, pool_of=first)
-    second.run(1, lambda: None)
-    first.run(1, lambda: None)
-    first.run(2, lambda: None)
-    second.run(2, lambda: None)
+    for store, size in ((second, (1, 1)), (first, (1, 1)), (first, (8, 2)), (second, (8, 2))):
+        store.run(size, lambda: None)
     assert platform.pools == [None, None, "pool", "pool"]
-    assert first.sizes == second.sizes == [1, 2]
+    assert first.sizes == second.sizes == [(1, 1), (8, 2)]
 
 
 def test_sizes():
@@ -147,6 +158,17 @@ def test_sizes():
 def test_padded_size():
     assert [padded_size(n, 6) for n in (1, 2, 3, 5, 6, 7)] == [1, 2, 4, 6, 6, None]
     assert padded_size(1025, 4096) is None
+
+
+def test_padded_step():
+    most = (1024, 6)
+    assert padded_step(5, 1, most) == (16, 1)
+    assert padded_step(17, 3, most) == (32, 4)
+    assert padded_step(16, 6, (1024, 16)) == (16, 8)
+    assert padded_step(20, 17, (1024, 64)) == (64, 32)  # more tokens than sequences: else it would look like decoding
+    assert padded_step(900, 5, most) == (1024, 6)
+    assert padded_step(1025, 5, most) is None
+    assert padded_step(3000, 5, (16_384, 6)) is None
 
 
 def test_close_closes_every_graph(graphs, platform):

@@ -81,7 +81,7 @@ def test_padding_rows_write_nowhere_and_have_no_length(seed: int) -> None:
     buffers = InputBuffers(600, 16, MAX_LEN // BLOCK, torch.device("cpu"))
     for part in buffers._host:
         part.fill_(77)  # what a longer step left behind
-    fwd: ForwardBatch = buffers.load(table, step, [], pad_to=12, table_width=MAX_LEN // BLOCK)
+    fwd: ForwardBatch = buffers.load(table, step, [], pad_to=(12, 12), table_width=MAX_LEN // BLOCK)
     assert fwd.num_tokens == fwd.num_sequences == 12
     assert fwd.block_tables.shape == (12, MAX_LEN // BLOCK)
     assert fwd.slot_mapping[count:].tolist() == [-1] * (12 - count)
@@ -96,7 +96,7 @@ def test_a_padded_size_lies_at_the_same_place_every_time() -> None:
     places = set()
     for seed in range(4):
         table, _, step = random_step(seed, decode=True)
-        fwd = buffers.load(table, step, [], pad_to=12, table_width=5)
+        fwd = buffers.load(table, step, [], pad_to=(12, 12), table_width=5)
         names = (
             "input_ids",
             "positions",

@@ -19,7 +19,7 @@ from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
 from quire.platform.base import Mark, Platform
-from quire.runner.graphs import GraphStore, padded_size
+from quire.runner.graphs import GraphStore, Size, padded_size
 from quire.runner.sequence_table import Rows, SequenceTable
 
 BATCHES_UNDER_WAY = 2
@@ -81,6 +81,11 @@ class DecodeLoop:
         self._turn = 0
         self._rows: Rows = np.zeros(0, dtype=np.int64)
         self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # positions that the rows will have reached
+
+    @property
+    def captured_sizes(self) -> list[Size]:
+        """(rows, rows) of the steps captured so far."""
+        return [] if self._graphs is None else self._graphs.sizes
 
     def start(self, batch: Batch) -> Flight:
         """Asks the device for the steps of `batch`, of which the table has heard; waits for nothing."""
@@ -147,7 +152,7 @@ class DecodeLoop:
         if self._graphs is None or size is None:
             self._work(size or num_rows)
         else:
-            self._graphs.run(size, lambda: self._work(size))
+            self._graphs.run((size, size), lambda: self._work(size))
 
     def _work(self, size: int) -> None:
         """One step of the first `size` rows."""

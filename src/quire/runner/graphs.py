@@ -1,8 +1,9 @@
-"""DecodeGraphs: decoding steps captured once a batch size and replayed, so that a step costs one launch in place of hundreds.
+"""StepGraphs: steps captured once a size and replayed, so that a step costs one launch in place of hundreds.
 
-A graph repeats the same kernels on the same tensors. A step is therefore padded to one of a few sizes, with rows of length 0 that
-touch nothing, and its tensors must lie where they lay at the capture; any that do not are copied there. Lengths are read on
-the device, so one graph serves every length. Sizes are captured when a step first needs them.
+A graph repeats the same kernels on the same tensors. A step is therefore padded to one of a few sizes, with rows of length 0 and
+tokens of nobody that touch nothing, and its tensors must lie where they lay at the capture; any that do not are copied there.
+Lengths are read on the device, so one graph serves every length. Sizes are captured when steps need them: decoding steps the first
+time, others, of which there are many kinds, the second time.
 """
 
 import logging
@@ -21,12 +22,27 @@ from quire.platform.base import Graph, Platform
 
 logger = logging.getLogger(__name__)
 
+Size = tuple[int, int]  # tokens, sequences; equal for decoding steps
+
+TOKEN_SIZES = (
+    16,
+    32,
+    64,
+    128,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+)  # of steps with prompts; larger ones keep a device busy anyway
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices")
 
 
 class GraphStore:
-    """Graphs by batch size, captured when first needed. They share memory for temporaries, and run one at a time.
+    """Graphs by (tokens, sequences), captured when first needed. They share memory for temporaries, and run one at a time.
 
     pool_of  a store to share that memory with
     """
@@ -34,11 +50,11 @@ class GraphStore:
     def __init__(self, platform: Platform, pool_of: "GraphStore | None" = None) -> None:
         self._platform = platform
         self._pool_of = pool_of
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[Size, Graph] = {}
 
     @property
-    def sizes(self) -> list[int]:
-        """Batch sizes captured so far."""
+    def sizes(self) -> list["Size"]:
+        """Sizes captured so far."""
         return sorted(self._graphs)
 
     @property
@@ -47,7 +63,7 @@ class GraphStore:
         mine = next((graph.pool for graph in self._graphs.values()), None)
         return self._pool_of.pool if mine is None and self._pool_of is not None else mine
 
-    def run(self, size: int, work: Callable[[], None]) -> None:
+    def run(self, size: "Size", work: Callable[[], None]) -> None:
         """Does the work of that size: the first time itself, and captures it; from then on by replay."""
         graph = self._graphs.get(size)
         if graph is not None:
@@ -56,7 +72,7 @@ class GraphStore:
         start = time.perf_counter()
         self._graphs[size] = self._platform.capture_graph(work, self.pool)
         seconds = time.perf_counter() - start
-        logger.info("Graph capturing finished in %.2f secs (decoding steps of %d sequences)", seconds, size)
+        logger.info("Graph capturing finished in %.2f secs (steps of %d tokens, %d sequences)", seconds, *size)
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
@@ -65,10 +81,10 @@ class GraphStore:
         self._graphs.clear()
 
 
-class DecodeGraphs:
-    """Replays of `forward` for steps in which every sequence computes one token and samples.
+class StepGraphs:
+    """Replays of `forward` for steps of padded sizes.
 
-    forward        ForwardBatch -> tensors of B rows each; never waits for the device
+    forward        ForwardBatch -> hidden states [T, H] and logits [B, V]; never waits for the device
     max_model_len  lengths up to it are served by every graph
     max_blocks     M, entries of a block-table row that max_model_len needs
     """
@@ -76,7 +92,7 @@ class DecodeGraphs:
     def __init__(
         self,
         platform: Platform,
-        forward: Callable[[ForwardBatch], tuple[Tensor, ...]],
+        forward: Callable[[ForwardBatch], tuple[Tensor, Tensor]],
         store: GraphStore,
         max_num_seqs: int,
         max_model_len: int,
@@ -85,34 +101,38 @@ class DecodeGraphs:
         self._store = store
         self._forward = forward
         self._max_model_len = max_model_len
-        self._sizes = graph_sizes(max_num_seqs)
-        self._captured: dict[int, ForwardBatch] = {}
-        self._block_tables = torch.zeros(self._sizes[-1], max_blocks, dtype=torch.int32, device=platform.device())
+        self._most = max(TOKEN_SIZES[-1], max_num_seqs), max_num_seqs
+        self._captured: dict[Size, ForwardBatch] = {}
+        self._seen: set[Size] = set()
+        self._block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=platform.device())
         self._outputs: tuple[Tensor, ...] = ()  # of the largest size; every graph writes its first rows
 
     @property
-    def captured_sizes(self) -> list[int]:
-        """Batch sizes captured so far."""
+    def captured_sizes(self) -> list[Size]:
+        """(tokens, sequences) captured so far."""
         return self._store.sizes
 
     @torch.inference_mode()
     def run(self, fwd: ForwardBatch) -> tuple[Tensor, ...] | None:
-        """What `forward` gives for a decoding step of B rows, padding rows included; good until the next run.
+        """What `forward` gives for a step of a padded size, padding included; good until the next run.
 
-        None when the step is of another kind, or B is not a padded size.
+        None, and nothing is done, when a size other than a decoding step's comes for the first time.
         """
-        size = fwd.num_sequences
-        every_row = fwd.num_tokens == size == fwd.logits_indices.shape[0]
-        if fwd.max_query_len != 1 or not every_row or size not in self._sizes:
+        size = fwd.num_tokens, fwd.num_sequences
+        if size[0] != size[1] and size not in self._seen:
+            self._seen.add(size)
             return None
         if size not in self._captured:
-            tables = self._block_tables[:size]
-            self._captured[size] = replace(fwd, block_tables=tables, max_seq_len=self._max_model_len)
+            tables = self._block_tables[: size[1]]
+            longest = fwd.max_query_len if size[0] == size[1] else size[0]
+            self._captured[size] = replace(
+                fwd, block_tables=tables, max_seq_len=self._max_model_len, max_query_len=longest
+            )
         captured = self._captured[size]
         _copy_moved(fwd, captured)
         captured.block_tables[:, : fwd.block_tables.shape[1]].copy_(fwd.block_tables)
-        self._store.run(size, lambda: self._work(captured, size))
-        return tuple(output[:size] for output in self._outputs)
+        self._store.run(size, lambda: self._work(captured))
+        return tuple(output[:rows] for output, rows in zip(self._outputs, size, strict=True))
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
@@ -120,13 +140,13 @@ class DecodeGraphs:
         self._captured.clear()
         self._outputs = ()
 
-    def _work(self, batch: ForwardBatch, size: int) -> None:
+    def _work(self, batch: ForwardBatch) -> None:
         results = self._forward(batch)
         if not self._outputs:
-            self._outputs = tuple(r.new_empty(self._sizes[-1], *r.shape[1:]) for r in results)
+            self._outputs = tuple(r.new_empty(rows, *r.shape[1:]) for r, rows in zip(results, self._most, strict=True))
         # One set of outputs for all sizes: each graph's own would stay allocated as long as the graph.
         for output, result in zip(self._outputs, results, strict=True):
-            output[:size].copy_(result)
+            output[: len(result)].copy_(result)
 
 
 @cache
@@ -140,6 +160,18 @@ def padded_size(num_sequences: int, max_num_seqs: int) -> int | None:
     sizes = graph_sizes(max_num_seqs)
     index = bisect_left(sizes, num_sequences)
     return sizes[index] if index < len(sizes) else None
+
+
+def padded_step(num_tokens: int, num_sequences: int, most: Size) -> Size | None:
+    """(tokens, sequences) that a step with prompts is padded to, the first more than the second; None = it is too large.
+
+    most  tokens and sequences that there is room for
+    """
+    sequences = min(1 << (num_sequences - 1).bit_length(), most[1])
+    index = bisect_left(TOKEN_SIZES, max(num_tokens, sequences + 1))
+    if index == len(TOKEN_SIZES) or TOKEN_SIZES[index] > most[0]:
+        return None
+    return TOKEN_SIZES[index], sequences
 
 
 def _copy_moved(fwd: ForwardBatch, captured: ForwardBatch) -> None:

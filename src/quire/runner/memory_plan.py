@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from quire.config import DTYPE_BYTES, EngineConfig, MachineFacts
 from quire.errors import MemoryPlanError
 from quire.layers.decoder import DecoderConfig
-from quire.runner.graphs import graph_sizes
+from quire.runner.graphs import TOKEN_SIZES, graph_sizes
 
 GIB = 2**30
 MIB = 2**20
@@ -100,11 +100,12 @@ def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
 
 
 def graph_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
-    """What captured decoding steps hold: the memory of the largest one, its outputs and its block tables."""
-    item, rows = DTYPE_BYTES[config.dtype], graph_sizes(config.max_num_seqs)[-1]
-    outputs = rows * (sizes.hidden_size * item + sizes.vocab_size * LOGIT_BYTES)
+    """What captured steps hold: the memory of the largest one, its outputs and its block tables."""
+    item, rows = DTYPE_BYTES[config.dtype], config.max_num_seqs
+    tokens = max(graph_sizes(rows)[-1], min(TOKEN_SIZES[-1], config.max_num_batched_tokens))
+    outputs = max(TOKEN_SIZES[-1], rows) * sizes.hidden_size * item + rows * sizes.vocab_size * item
     tables = rows * _ceil_div(config.max_model_len, config.block_size) * 4
-    return rows * _layer_width(sizes) * item + _logits_bytes(config, sizes, rows) + outputs + tables
+    return tokens * _layer_width(sizes) * item + _logits_bytes(config, sizes, rows) + outputs + tables
 
 
 def _layer_width(sizes: DecoderConfig) -> int:

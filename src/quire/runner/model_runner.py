@@ -25,7 +25,7 @@ from quire.platform import Platform
 from quire.quant.none import refuse_quantized
 from quire.runner.decode_loop import DecodeLoop, Flight
 from quire.runner.grammars import Grammars
-from quire.runner.graphs import DecodeGraphs, GraphStore, padded_size
+from quire.runner.graphs import GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 MAX_DECODE_STEPS = 8
 DECODE_BYTES = 12 * 10**9  # weights that a large GPU reads in 3 ms
+GRAPH_BYTES = (
+    4 * 10**12
+)  # tokens times weights of a step with prompts that keeps a large GPU busy while the host launches its kernels
 NO_TOKEN = -3  # this sequence does not sample in this step
 NOTHING_SAMPLED = Sampled([], [], [])
 ERRORS = {
@@ -82,12 +85,12 @@ class ModelRunner:
         )
         max_blocks = self.table.block_tables.shape[1]
         self.buffers = InputBuffers(config.max_num_batched_tokens, config.max_num_seqs, max_blocks, device)
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self.loop: DecodeLoop | None = None
         store: GraphStore | None = None
         if platform.supports_graphs() and not config.enforce_eager:
             store = GraphStore(platform)
-            self.graphs = DecodeGraphs(
+            self.graphs = StepGraphs(
                 platform,
                 self._compute,
                 GraphStore(platform, pool_of=store),
@@ -214,17 +217,24 @@ class ModelRunner:
 
     def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of the step's tokens, and logits [S, V] of the sequences that sample, as the head gives them."""
-        fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=self._padded_size(step))
-        outputs = None if self.graphs is None else self.graphs.run(fwd)
+        pad_to = self._padded_size(step)
+        fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=pad_to)
+        outputs = None if self.graphs is None or pad_to is None else self.graphs.run(fwd)
         hidden, logits = self._compute(fwd) if outputs is None else outputs
         return hidden[: step.num_tokens], logits[: len(step.logits_indices)]
 
-    def _padded_size(self, step: StepInputs) -> int | None:
-        """Rows to pad a decoding step to. Where graphs could be captured it is padded without them too: matrix libraries choose their
-        kernels by the number of rows, and enforce_eager shall give the same tokens."""
-        if not step.is_decode or not self.platform.supports_graphs():
+    def _padded_size(self, step: StepInputs) -> Size | None:
+        """Tokens and sequences to pad a step to. Where graphs could be captured it is padded without them too: matrix libraries choose
+        their kernels by the number of rows, and enforce_eager shall give the same tokens."""
+        if not self.platform.supports_graphs():
             return None
-        return padded_size(step.num_tokens, self.config.max_num_seqs)
+        num_tokens, num_seqs = step.num_tokens, len(step.rows)
+        if step.is_decode:
+            size = padded_size(num_seqs, self.config.max_num_seqs)
+            return None if size is None else (size, size)
+        if step.num_new.max() == 1 or num_tokens > GRAPH_BYTES // self.plan.weights_bytes:
+            return None
+        return padded_step(num_tokens, num_seqs, (self.config.max_num_batched_tokens, self.config.max_num_seqs))
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""

@@ -91,16 +91,17 @@ class InputBuffers:
         table: SequenceTable,
         step: StepInputs,
         kv_caches: list[Tensor],
-        pad_to: int | None = None,
+        pad_to: tuple[int, int] | None = None,
         table_width: int | None = None,
     ) -> ForwardBatch:
         """Copies a step to the device; the result is good until the next call.
 
-        pad_to       for a decode step: rows to fill up to, with one-token sequences of length 0 that write nowhere
+        pad_to       (tokens, sequences) to fill up to: a decoding step with one-token sequences of length 0, others with empty
+                     sequences and tokens of nobody; they write nowhere
         table_width  columns of block_tables; default: what the longest sequence of the step needs
         """
-        num_seqs = pad_to or len(step.rows)
-        num_tokens = step.num_tokens + num_seqs - len(step.rows)
+        num_tokens, num_seqs = pad_to or (step.num_tokens, len(step.rows))
+        last_start = num_tokens if step.is_decode else step.num_tokens
         num_logits = num_seqs if pad_to else len(step.logits_indices)
         longest = int(step.seq_lens.max(initial=1))
         width = table_width or -(-longest // table.block_size)
@@ -111,7 +112,8 @@ class InputBuffers:
         _fill(longs[2], step.slot_mapping, -1)
         _fill(longs[3], step.logits_indices, 0)
         _fill(ints[0], step.query_start_loc, 0)
-        ints[0].numpy()[len(step.rows) :] = np.arange(step.num_tokens, num_tokens + 1)
+        ends = np.arange(num_seqs + 1 - len(step.rows)) + step.num_tokens
+        ints[0].numpy()[len(step.rows) :] = np.minimum(ends, last_start)
         _fill(ints[1], step.seq_lens, 0)
         tables = ints[2].numpy().reshape(num_seqs, width)
         tables[: len(step.rows)] = table.block_tables[step.rows, :width]
