@@ -77,7 +77,8 @@ class Walk:
         draw, params = self.draw, {}
         if draw.random() < 0.2:
             params["prompt_logprobs"] = 1
-        if self.greedy:  # the runner may then do several steps in a row
+        greedy = self.greedy and draw.random() < 0.95
+        if greedy:  # the runner may then do several steps in a row
             params["temperature"] = 0.0
         else:
             params["logprobs"] = draw.choice((None, None, None, 1))
@@ -91,7 +92,7 @@ class Walk:
         new = request(
             f"r{len(self.harness.requests)}", prompt, salt=draw.choice("aaab"), priority=draw.randrange(3),
             eos=draw.choice(((), (), (1,), (2, 3))), ignore_eos=draw.random() < 0.5, max_tokens=max_tokens,
-            min_tokens=0 if self.greedy else draw.choice((0, max_tokens // 2)),
+            min_tokens=0 if greedy else draw.choice((0, max_tokens // 2)),
             stop_token_ids=draw.choice(([], [], [4])), **params,
         )  # fmt: skip
         try:

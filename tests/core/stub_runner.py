@@ -141,6 +141,7 @@ class StubRunner:
         row = self.rows[scheduled.seq_id]
         row.block_ids += scheduled.new_block_ids
         row.failed |= fails
+        require(row.new.params.temperature == 0 and row.new.params.logprobs is None, "needs the host", row.new)
         if row.failed:
             return SequenceResult(scheduled.seq_id, [], error="logits are not finite")
         start = len(row.token_ids)
@@ -204,6 +205,7 @@ class Promise:
     finish_reason: str
     stop_reason: int | None
     num_emitted: int = 0
+    num_cached: int | None = None
 
 
 @dataclass
@@ -397,12 +399,19 @@ class Harness:
                 sequence.seq_id,
             )
             promise = self.owed[sequence.request.id, sequence.index]
+            longest = sequence.num_prompt_tokens + sequence.request.params.max_tokens
+            most = min(longest, self.config.max_model_len) - 1  # the last token's keys are never needed
+            require(sequence.num_computed_tokens <= most, "computed in vain", sequence.seq_id)
+            require(len(sequence.block_ids) <= self.config.blocks_for(most), "blocks in vain", sequence.seq_id)
             require(sequence.num_generated == promise.num_emitted, "tokens kept back or retracted", sequence.seq_id)
 
     def _receive(self, output: EngineOutput) -> None:
         key = (output.request_id, output.index)
         require(key in self.owed, "output for a sequence that has ended", output, self.ended.get(key))
         promise, request = self.owed[key], self.requests[output.request_id]
+        require(0 <= output.num_cached_tokens <= len(request.prompt_token_ids), "cached tokens", output)
+        require(promise.num_cached in (None, output.num_cached_tokens), "cached tokens changed", output)
+        promise.num_cached = output.num_cached_tokens
         start, end = promise.num_emitted, promise.num_emitted + len(output.token_ids)
         require(output.token_ids == promise.tokens[start:end], "wrong tokens", output, promise)
         self._check_logprobs(output, request, first=start == 0)

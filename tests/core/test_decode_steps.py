@@ -88,6 +88,12 @@ def test_no_more_steps_than_tokens_may_come() -> None:
     h.schedule()
     assert (rows(h.batch), h.batch.decode_steps) == ([(0, 2), (1, 4)], 4)
     h.drain()
+    h = harness()
+    h.add(greedy("a", [1] * 3, max_tokens=7))
+    h.step()
+    h.schedule()
+    h.schedule_ahead()
+    assert (rows(h.batch), rows(h.ahead), h.ahead.decode_steps) == ([(0, 4)], [(0, 2)], 2)
 
 
 def test_steps_follow_before_the_tokens_are_known() -> None:
