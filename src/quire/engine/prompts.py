@@ -61,15 +61,15 @@ def one_for_each(values: Any, count: int, name: str, kind: type[P]) -> list[P | 
     return list(values)
 
 
-def integer_ids(values: Iterable[Any]) -> list[int]:
+def integer_ids(values: Iterable[Any], name: str = "prompt") -> list[int]:
     """The values as Python ints (numpy's count too). Raises InvalidRequest."""
     items = list(values)
     try:
         ids = [operator.index(item) for item in items]
     except TypeError:
-        raise InvalidRequest("a list prompt must hold token ids, which are integers", "prompt") from None
+        raise InvalidRequest(f"a list {name} must hold token ids, which are integers", name) from None
     if any(isinstance(item, bool) for item in items):
-        raise InvalidRequest("a list prompt must hold token ids, not true or false", "prompt")
+        raise InvalidRequest(f"a list {name} must hold token ids, not true or false", name)
     return ids
 
 

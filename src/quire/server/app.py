@@ -1,5 +1,7 @@
 """The HTTP application: routes, error objects, and the gate around them."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -11,10 +13,29 @@ from quire.errors import QuireError
 from quire.server import explain, health, webui
 from quire.server.errors import error_response, http_error
 from quire.server.gate import Gate
-from quire.server.openai import chat, completions, models
+from quire.server.openai import chat, completions, models, pooling, tokenize
 from quire.server.serving import Serving
 from quire.version import __version__
 
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                **{name: {"anyOf": [{"type": "string"}, {"type": "null"}]} for name in ("type", "param", "code")},
+            },
+        }
+    },
+}
+# What any route may answer; in /openapi.json.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+    for status, text in (("4XX", "The request is at fault."), ("5XX", "The server is at fault, or not ready."))
+}
 MESSAGES = {404: "there is no route {path}", 405: "{path} does not take {method}"}
 
 
@@ -30,8 +51,8 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.serving = serving
-    for router in (health.router, models.router, chat.router, completions.router, explain.router):
-        app.include_router(router)
+    for endpoint in (health, models, chat, completions, tokenize, pooling, explain):
+        app.include_router(endpoint.router, responses=ERRORS)
     if not serving.args.disable_ui:
         app.include_router(webui.router)
     app.add_exception_handler(QuireError, _quire_error)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -98,11 +99,22 @@ def json_response(answer: msgspec.Struct, call: Call) -> Response:
     return Response(encoder.encode(answer), 200, call.headers, "application/json")
 
 
-def request_body(kind: type[GenerateRequest]) -> dict[str, Any]:
+def request_body(kind: type[BaseModel]) -> dict[str, Any]:
     """The part of /openapi.json that describes the request."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with what it refers to in place: FastAPI would not put definitions of ours into the document."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
 def _validated(kind: type[R], fields: dict[str, Any]) -> tuple[R, list[str]]:

@@ -26,6 +26,7 @@ INTEGER_FIELDS = frozenset(
     "n top_k seed min_tokens max_tokens max_completion_tokens prompt_logprobs logprobs top_logprobs priority".split()
 )
 R = TypeVar("R", bound="GenerateRequest")
+B = TypeVar("B", bound=BaseModel)
 
 
 class StreamOptions(BaseModel):
@@ -139,7 +140,7 @@ class CompletionRequest(GenerateRequest):
         return prompt
 
 
-def parse(kind: type[R], body: dict[str, Any]) -> R:
+def parse(kind: type[B], body: dict[str, Any]) -> B:
     """The body as a request. Raises InvalidRequest naming the first field at fault."""
     try:
         request = kind.model_validate(body)

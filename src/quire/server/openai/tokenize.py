@@ -1,0 +1,108 @@
+"""POST /tokenize and /detokenize, in vLLM's shapes: the token ids that a prompt or a chat would have here."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from starlette.responses import Response
+
+from quire.engine.prompts import check_token_ids, integer_ids
+from quire.errors import InvalidRequest
+from quire.server.body import off_loop, read_object
+from quire.server.openai.endpoint import encoder, ignored_header, request_body
+from quire.server.openai.schemas import MAX_MESSAGES, Message, parse
+from quire.server.serving import Serving
+from quire.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+class TokenizeRequest(BaseModel):
+    """A prompt or messages, one of the two. add_special_tokens: default true for a prompt, false for messages."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message] | None, Field(max_length=MAX_MESSAGES)] = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    chat_template: str | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    """Token ids."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str | None = None
+    tokens: Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "integer"}})]
+
+
+@router.post("/tokenize", openapi_extra=request_body(TokenizeRequest), response_model=None)
+async def tokenize(http: Request) -> Response:
+    """Token ids of a prompt, or of the prompt that a chat template makes of messages."""
+    serving: Serving = http.app.state.serving
+    body = await read_object(http)
+    return await off_loop(body.num_bytes, lambda: _tokenized(parse(TokenizeRequest, body.fields), serving))
+
+
+@router.post("/detokenize", openapi_extra=request_body(DetokenizeRequest), response_model=None)
+async def detokenize(http: Request) -> Response:
+    """The text of token ids, special tokens included."""
+    serving: Serving = http.app.state.serving
+    body = await read_object(http)
+    return await off_loop(body.num_bytes, lambda: _detokenized(parse(DetokenizeRequest, body.fields), serving))
+
+
+def _tokenized(request: TokenizeRequest, serving: Serving) -> Response:
+    serving.name_for(request.model)
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("give either prompt or messages", "prompt")
+    text = _chat_text(request, serving) if request.prompt is None else request.prompt
+    special = request.prompt is not None if request.add_special_tokens is None else request.add_special_tokens
+    ids = serving.frontend.tokenize(text, special)
+    pieces = [_tokenizer(serving).piece(token_id) for token_id in ids] if request.return_token_strs else None
+    answer = {"count": len(ids), "max_model_len": serving.frontend.max_model_len, "tokens": ids, "token_strs": pieces}
+    return _response(answer, request, serving)
+
+
+def _chat_text(request: TokenizeRequest, serving: Serving) -> str:
+    if request.chat_template is not None:
+        raise InvalidRequest(
+            "chat_template is not accepted in requests; the server's operator chooses the template with --chat-template",
+            "chat_template",
+        )
+    continuing = bool(request.continue_final_message)
+    opening = request.add_generation_prompt
+    return serving.frontend.chat_prompt(
+        [message.model_dump(exclude_unset=True) for message in request.messages or ()],
+        add_generation_prompt=not continuing if opening is None else opening,
+        continue_final_message=continuing,
+        tools=request.tools,
+        template_kwargs=request.chat_template_kwargs,
+    )
+
+
+def _detokenized(request: DetokenizeRequest, serving: Serving) -> Response:
+    serving.name_for(request.model)
+    tokenizer = _tokenizer(serving)
+    ids = integer_ids(request.tokens, "tokens")
+    check_token_ids(ids, tokenizer.vocab_size, "tokens")
+    return _response({"prompt": tokenizer.decode(ids, skip_special_tokens=False)}, request, serving)
+
+
+def _tokenizer(serving: Serving) -> Tokenizer:
+    if serving.frontend.tokenizer is None:
+        raise InvalidRequest("there is no tokenizer (--skip-tokenizer-init)")
+    return serving.frontend.tokenizer
+
+
+def _response(answer: dict[str, Any], request: BaseModel, serving: Serving) -> Response:
+    unknown = list(request.model_extra or ())
+    if unknown:
+        serving.note_ignored([name[:64] for name in unknown[:20]])
+    headers = {"x-quire-ignored": ignored_header(unknown)} if unknown else None
+    return Response(encoder.encode(answer), 200, headers, "application/json")
