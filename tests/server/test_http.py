@@ -339,7 +339,7 @@ def test_values_that_cannot_be_honoured(http, fields):
         {"top_logprobs": 2}, {"top_logprobs": 21, "logprobs": True}, {"top_logprobs": -1, "logprobs": True}, {"logprobs": 1},
         {"add_generation_prompt": True, "continue_final_message": True}, {"chat_template_kwargs": {"messages": []}},
         {"chat_template_kwargs": 1}, {"echo": True},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"}, {"functions": [{}]},
+        {"tools": [{"type": "function"}]}, {"tool_choice": "required"}, {"functions": [{}]},
         {"best_of": 2}, {"use_beam_search": True},
         {"chat_template": "{{ 1 }}"}, {"truncate_prompt_tokens": 5}, {"modalities": ["audio"]}, {"logits_processors": ["os.system"]},
         {"thinking_token_budget": 5}, {"documents": [{}]}, {"length_penalty": 2.0}, {"vllm_xargs": {"a": 1}},

@@ -11,6 +11,7 @@ from quire.errors import InvalidRequest
 from quire.outputs import CompletionOutput, RequestOutput
 from quire.server.body import off_loop
 from quire.server.generation import Generation
+from quire.server.openai.answers import AnswerReader, Manner
 from quire.server.openai.constraints import constraint
 from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
 from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
@@ -19,14 +20,17 @@ from quire.server.openai.shapes import (
     ChatChoice,
     ChatChunk,
     ChatCompletion,
-    ChatMessage,
     ChunkChoice,
     Delta,
     Usage,
     usage,
 )
+from quire.server.openai.tools import Tools, plan, tools_of
 from quire.server.serving import Serving
 from quire.server.sse import DONE, EventStream, event, until_client_gone
+from quire.text.reasoning import think
+from quire.text.reasoning.think import shows_reasoning
+from quire.text.tools.plain_json import with_instructions
 
 router = APIRouter()
 
@@ -35,18 +39,26 @@ router = APIRouter()
 async def chat_completions(http: Request) -> Response:
     """The next message of a chat."""
     request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")
-    generation = await _start(request, call)
+    generation, manner = await _start(request, call)
     if request.stream:
-        return EventStream(ChatStream(request, call, generation).events(), generation.close, call.headers)
+        return EventStream(ChatStream(request, call, generation, manner).events(), generation.close, call.headers)
     try:
         results = await until_client_gone(http.receive, generation.results())
     finally:
         generation.close()
-    return json_response(_completion(request, call, results[0]), call)
+    return json_response(_completion(request, call, results[0], manner), call)
 
 
-async def _start(request: ChatCompletionRequest, call: Call) -> Generation:
+async def _start(request: ChatCompletionRequest, call: Call) -> tuple[Generation, Manner]:
     serving = call.serving
+    offered = tools_of(request)
+    template = serving.frontend.templates().pick(tools=offered).source
+    tools = plan(request, offered, template)
+    constrained = constraint(request)
+    if constrained is not None and tools.offered is not None:
+        raise InvalidRequest("an output of a given form and tools exclude each other; tool_choice none", "tools")
+    # What the grammar writes is the answer: there is no reasoning before it.
+    splits = constrained is None and tools.forced is None and shows_reasoning(template)
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     params = sampling_params(
         request,
@@ -54,21 +66,39 @@ async def _start(request: ChatCompletionRequest, call: Call) -> Generation:
         max_logprobs=serving.args.max_logprobs,
         max_tokens=asked,
         logprobs=_num_top_logprobs(request),
-        structured_outputs=constraint(request),
+        structured_outputs=constrained or tools.forced,
+        skip_special_tokens=_skip_special(request, serving, tools, splits),
     )
-    prompt = await off_loop(call.num_bytes, lambda: render(request, serving))
+    prompt = await off_loop(call.num_bytes, lambda: render(request, serving, tools))
     special = bool(request.add_special_tokens)
-    return await start(call, request, [prompt], params, add_special_tokens=special, cap_max_tokens=asked is None)
+    generation = await start(call, request, [prompt], params, add_special_tokens=special, cap_max_tokens=asked is None)
+    shows = request.include_reasoning is not False
+    return generation, Manner(prompt, splits, shows, tools.format, request.parallel_tool_calls is False)
 
 
-def render(request: ChatCompletionRequest, serving: Serving) -> str:
+def _skip_special(request: ChatCompletionRequest, serving: Serving, tools: Tools, splits: bool) -> bool | None:
+    """False if a mark that is looked for in the text is a special token; None = as the caller said."""
+    tokenizer = serving.frontend.tokenizer
+    marks = (*(tools.format.marks if tools.format else ()), *(think.MARKS if splits else ()))
+    if tokenizer is None or request.skip_special_tokens is not None:
+        return None
+    ids = [tokenizer.token_to_id(mark) for mark in marks]
+    return False if any(i is not None and tokenizer.is_special(i) for i in ids) else None
+
+
+def render(request: ChatCompletionRequest, serving: Serving, tools: Tools) -> str:
     """The prompt text of the messages. Raises InvalidRequest."""
     if request.echo:
         raise InvalidRequest("echo is not implemented for chats; use /v1/completions", "echo")
     continuing = bool(request.continue_final_message)
     opening = request.add_generation_prompt
+    messages = [message.model_dump(exclude_unset=True) for message in request.messages]
+    in_template = tools.format is None or tools.format.in_template
+    if tools.offered is not None and not in_template:
+        messages = with_instructions(messages, tools.offered)
     return serving.frontend.chat_prompt(
-        [message.model_dump(exclude_unset=True) for message in request.messages],
+        messages,
+        tools=tools.offered if in_template else None,
         add_generation_prompt=not continuing if opening is None else opening,
         continue_final_message=continuing,
         template_kwargs=request.chat_template_kwargs,
@@ -87,11 +117,11 @@ def _writer(request: ChatCompletionRequest, serving: Serving) -> LogprobWriter:
     return LogprobWriter(serving.frontend.tokenizer, int(request.top_logprobs or 0), as_ids)
 
 
-def _completion(request: ChatCompletionRequest, call: Call, result: RequestOutput) -> ChatCompletion:
+def _completion(request: ChatCompletionRequest, call: Call, result: RequestOutput, manner: Manner) -> ChatCompletion:
     writer = _writer(request, call.serving)
     completion = ChatCompletion(
         **call.head,
-        choices=[_choice(request, output, writer) for output in result.outputs],
+        choices=[_choice(request, output, writer, AnswerReader(manner)) for output in result.outputs],
         usage=usage(
             len(result.prompt_token_ids), sum(len(o.token_ids) for o in result.outputs), result.num_cached_tokens
         ),
@@ -103,11 +133,13 @@ def _completion(request: ChatCompletionRequest, call: Call, result: RequestOutpu
     return completion
 
 
-def _choice(request: ChatCompletionRequest, output: CompletionOutput, writer: LogprobWriter) -> ChatChoice:
+def _choice(
+    request: ChatCompletionRequest, output: CompletionOutput, writer: LogprobWriter, reader: AnswerReader
+) -> ChatChoice:
     return ChatChoice(
         index=output.index,
-        message=ChatMessage(output.text),
-        finish_reason=output.finish_reason,
+        message=reader.message(output.text),
+        finish_reason=reader.finish_reason(output.finish_reason),
         logprobs=None if output.logprobs is None else writer.chat(output.logprobs),
         stop_reason=output.stop_reason,
         token_ids=output.token_ids if request.return_token_ids else msgspec.UNSET,
@@ -117,12 +149,13 @@ def _choice(request: ChatCompletionRequest, output: CompletionOutput, writer: Lo
 class ChatStream:
     """The chunks of one streamed chat completion. Each answer: its role, its text, and a last chunk that says why it ended."""
 
-    def __init__(self, request: ChatCompletionRequest, call: Call, generation: Generation) -> None:
+    def __init__(self, request: ChatCompletionRequest, call: Call, generation: Generation, manner: Manner) -> None:
         self._request = request
         self._head = call.head
         self._generation = generation
         self._writer = _writer(request, call.serving)
-        self._begun: set[int] = set()
+        self._manner = manner
+        self._readers: dict[int, AnswerReader] = {}
         self._num_generated = 0
         self._num_cached = 0
 
@@ -140,15 +173,14 @@ class ChatStream:
     def _chunks(self, output: CompletionOutput) -> list[ChatChunk]:
         self._num_generated += len(output.token_ids)
         chunks = []
-        if output.index not in self._begun:
-            self._begun.add(output.index)
+        if output.index not in self._readers:
+            self._readers[output.index] = AnswerReader(self._manner)
             chunks.append(self._first(output.index))
-        if output.text or output.logprobs or (self._request.return_token_ids and output.token_ids):
-            chunks.append(self._chunk(self._news(output)))
+        reader = self._readers[output.index]
+        chunks += [self._chunk(choice) for choice in self._news(output, reader)]
         if output.finish_reason is not None:
-            last = ChunkChoice(
-                output.index, Delta(), finish_reason=output.finish_reason, stop_reason=output.stop_reason
-            )
+            reason = reader.finish_reason(output.finish_reason)
+            last = ChunkChoice(output.index, Delta(), finish_reason=reason, stop_reason=output.stop_reason)
             chunks.append(self._chunk(last))
         return chunks
 
@@ -158,13 +190,16 @@ class ChatStream:
             chunk.prompt_token_ids = self._generation.runs[0].stream.request.prompt_token_ids
         return chunk
 
-    def _news(self, output: CompletionOutput) -> ChunkChoice:
-        choice = ChunkChoice(output.index, Delta(content=output.text))
-        if output.logprobs is not None:
-            choice.logprobs = self._writer.chat(output.logprobs)
-        if self._request.return_token_ids:
-            choice.token_ids = output.token_ids
-        return choice
+    def _news(self, output: CompletionOutput, reader: AnswerReader) -> list[ChunkChoice]:
+        """A choice for each piece of the message; what belongs to tokens goes with the first, though its text may be held back."""
+        deltas = reader.deltas(output.text, output.finish_reason is not None)
+        told = bool(output.logprobs) or bool(self._request.return_token_ids and output.token_ids)
+        choices = [ChunkChoice(output.index, delta) for delta in deltas or [Delta(content="")] * told]
+        if choices and output.logprobs is not None:
+            choices[0].logprobs = self._writer.chat(output.logprobs)
+        if choices and self._request.return_token_ids:
+            choices[0].token_ids = output.token_ids
+        return choices
 
     def _chunk(self, choice: ChunkChoice) -> ChatChunk:
         chunk = ChatChunk(**self._head, choices=[choice])

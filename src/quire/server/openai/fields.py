@@ -17,17 +17,14 @@ class Refused:
     neutral: tuple[Any, ...] = ()
 
 
-_TOOLS = "is not implemented yet: the model cannot call tools here; leave it out"
-_REASONING = "is not implemented yet: reasoning is not told apart from the answer; leave it out"
+_TOOLS = "is the name of long ago; use tools and tool_choice"
 _TEXT_ONLY = "is not supported: models here read and write text alone"
 _NO_TEMPLATES = "is not accepted in requests; the server's operator chooses the template with --chat-template"
 
 REFUSED: dict[str, Refused] = {
-    "tools": Refused(_TOOLS, ([],)),
-    "tool_choice": Refused(_TOOLS, ("none", "auto")),
     "functions": Refused(_TOOLS, ([],)),
     "function_call": Refused(_TOOLS, ("none", "auto")),
-    "thinking_token_budget": Refused(_REASONING),
+    "thinking_token_budget": Refused("is not implemented yet: reasoning is bounded by max_tokens alone; leave it out"),
     "best_of": Refused("above n is not supported: ask for n answers and choose", (0, 1)),
     "use_beam_search": Refused("is not supported over HTTP; LLM.beam_search does it offline", (False,)),
     "length_penalty": Refused("has a meaning for beam search alone, which is not supported over HTTP", (1,)),
@@ -55,7 +52,7 @@ REFUSED: dict[str, Refused] = {
 # Known to OpenAI's or vLLM's API, without effect on what is generated here.
 NO_EFFECT = frozenset(
     "store metadata service_tier user safety_identifier prompt_cache_key prompt_cache_retention verbosity reasoning_effort "
-    "parallel_tool_calls prediction guided_decoding_backend include_reasoning session_id request_id".split()
+    "prediction guided_decoding_backend session_id request_id".split()
 )
 
 

@@ -57,11 +57,31 @@ class CompletionLogprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] = []
 
 
-class ChatMessage(msgspec.Struct):
-    """The answer. content is never null: there are no tool calls."""
+class FunctionCall(msgspec.Struct):
+    """A function to call; arguments is the text of a JSON object."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class MessageCall(msgspec.Struct):
+    """A tool call of a message."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class ChatMessage(msgspec.Struct):
+    """The answer. content is null only beside tool calls, and what there is none of is left out. Reasoning has two names: clients
+    read one or the other.
+    """
+
+    content: str | None
     role: str = "assistant"
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[MessageCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -89,11 +109,30 @@ class ChatCompletion(msgspec.Struct):
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
+class FunctionDelta(msgspec.Struct):
+    """What is new of a function call."""
+
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CallDelta(msgspec.Struct):
+    """What is new of a tool call: id, type and name in the first piece, then arguments."""
+
+    index: int
+    function: FunctionDelta
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class Delta(msgspec.Struct):
     """What is new of a message: the role first, then text, and nothing in the last chunk."""
 
     role: str | msgspec.UnsetType = msgspec.UNSET
     content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChunkChoice(msgspec.Struct):

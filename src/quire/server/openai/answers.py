@@ -1,0 +1,102 @@
+"""Reading an answer of a chat: its reasoning, its content and its tool calls, alike for whole answers and streams."""
+
+import secrets
+from dataclasses import dataclass
+
+from quire.server.openai.shapes import CallDelta, ChatMessage, Delta, FunctionCall, FunctionDelta, MessageCall
+from quire.text.reasoning.think import ThinkSplitter
+from quire.text.tools.calls import Item, ToolCall
+from quire.text.tools.formats import ToolFormat
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How answers to one request are read.
+
+    prompt              which they follow
+    splits_reasoning    the model may reason before it answers
+    shows_reasoning     False: reasoning is left out
+    format              of tool calls; None = there are none
+    one_call            further calls are left out (parallel_tool_calls is false)
+    """
+
+    prompt: str = ""
+    splits_reasoning: bool = False
+    shows_reasoning: bool = True
+    format: ToolFormat | None = None
+    one_call: bool = False
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of an answer: reasoning, then content and calls in order."""
+
+    reasoning: str
+    items: list[Item]
+
+
+class AnswerReader:
+    """Reads one answer, in any pieces."""
+
+    def __init__(self, manner: Manner) -> None:
+        self._manner = manner
+        self._splitter = ThinkSplitter(manner.prompt) if manner.splits_reasoning else None
+        self._parser = manner.format.parser() if manner.format else None
+        self.num_calls = 0
+
+    def push(self, text: str, finished: bool) -> News:
+        """What is certain after this much more text; finished: it was the last."""
+        reasoning = ""
+        if self._splitter is not None:
+            parts = [self._splitter.push(text)] + ([self._splitter.finish()] if finished else [])
+            reasoning, text = "".join(p.reasoning for p in parts), "".join(p.answer for p in parts)
+        items: list[Item] = [text] if text else []
+        if self._parser is not None:
+            items = self._parser.push(text) + (self._parser.finish() if finished else [])
+        return News(reasoning if self._manner.shows_reasoning else "", [item for item in items if self._wanted(item)])
+
+    def deltas(self, text: str, finished: bool) -> list[Delta]:
+        """The same as pieces of a streamed message."""
+        first = self.num_calls
+        news = self.push(text, finished)
+        deltas = [Delta(reasoning=news.reasoning, reasoning_content=news.reasoning)] if news.reasoning else []
+        for item in news.items:
+            if isinstance(item, ToolCall):
+                opening = CallDelta(first, FunctionDelta("", item.name), call_id(), "function")
+                deltas += [
+                    Delta(tool_calls=[opening]),
+                    Delta(tool_calls=[CallDelta(first, FunctionDelta(item.arguments))]),
+                ]
+                first += 1
+            else:
+                deltas.append(Delta(content=item))
+        return deltas
+
+    def message(self, text: str) -> ChatMessage:
+        """The message of a whole answer."""
+        news = self.push(text, True)
+        content = "".join(item for item in news.items if isinstance(item, str))
+        calls = [item for item in news.items if isinstance(item, ToolCall)]
+        message = ChatMessage(content or None if calls else content)
+        if calls:
+            message.tool_calls = [MessageCall(call_id(), FunctionCall(c.name, c.arguments)) for c in calls]
+        if news.reasoning:
+            message.reasoning = message.reasoning_content = news.reasoning
+        return message
+
+    def finish_reason(self, reason: str | None) -> str | None:
+        """Why the answer ended, in the words of the API."""
+        return "tool_calls" if reason == "stop" and self.num_calls else reason
+
+    def _wanted(self, item: Item) -> bool:
+        if not isinstance(item, ToolCall):
+            return True
+        if self._manner.one_call and self.num_calls:
+            return False
+        self.num_calls += 1
+        return True
+
+
+def call_id() -> str:
+    """An id of nine characters: the templates of Mistral models take no other."""
+    return secrets.token_hex(5)[:9]
