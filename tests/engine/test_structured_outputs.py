@@ -187,7 +187,8 @@ CHAIN = {"$ref": "#/$defs/0", "$defs": {**{str(i): {"$ref": f"#/$defs/{i + 1}"} 
         {"json": {"type": "bogus"}}, {"json": "{"}, {"json": "[]"}, {"json": {"$ref": "http://example.com/x"}},
         {"json": '{"items":' * 5000 + "{}" + "}" * 5000}, {"json": {"enum": ["x" * 100] * 1000}}, {"json": {"minimum": "1"}},
         {"grammar": "start: nobody"}, {"grammar": "start: " + "(" * 5000}, {"grammar": "root ::= " + "(" * 60}, {"grammar": "?"},
-        {"grammar": "start: <|nobody|>"}, {"choice": ["x" * 500] * 200},
+        {"grammar": "start: <|nobody|>"}, {"choice": ["x" * 500] * 200}, {"json": {"$ref": "#"}},
+        {"json": {"type": "integer", "minimum": 3, "maximum": 1}}, {"regex": "a?" * 4000 + "a" * 40}, {"grammar": "start: " + '"a"? ' * 8000},
     ],
 )  # fmt: skip
 def test_a_bad_constraint_is_refused_and_nothing_else_is(llm, constraint):
@@ -228,4 +229,12 @@ def test_tokens_that_nothing_allows_end_the_request_alone(llm):
     bad, good = (SamplingParams(structured_outputs={"choice": ["ab"]}, min_tokens=n) for n in (15, 0))
     failed, fine = llm.generate([PROMPT] * 2, [bad, good], use_tqdm=False)
     assert failed.outputs[0].finish_reason == "error" and "leave no token" in failed.outputs[0].error
+    assert fine.outputs[0].text == "ab"
+
+
+@pytest.mark.parametrize("constraint", [{"grammar": 'start: "a"{1000000}'}, {"regex": "(((a{50}){50}){50}){50}"}])
+def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(llm, constraint):
+    bad, good = (SamplingParams(structured_outputs=c, max_tokens=100) for c in (constraint, {"choice": ["ab"]}))
+    failed, fine = llm.generate([PROMPT] * 2, [bad, good], use_tqdm=False)
+    assert failed.outputs[0].finish_reason == "error" and failed.outputs[0].error
     assert fine.outputs[0].text == "ab"

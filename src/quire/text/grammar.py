@@ -28,7 +28,7 @@ NUM_CACHED = 32
 STACK_BYTES = 256 * 2**20
 # Legal JSON may hold any amount of whitespace; a model that once takes to it would fill its whole budget.
 WHITESPACE = r"[ \n\r\t]{0,32}"
-LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=100_000, verbose_errors=False)
+LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=100_000, step_max_items=20_000, verbose_errors=False)
 _PARAM = "structured_outputs"
 
 
@@ -62,8 +62,10 @@ class GrammarCompiler:
         self._thread = ThreadPoolExecutor(1, "grammar")
 
     def check(self, grammar: str) -> None:
-        """Raises InvalidRequest unless the grammar compiles."""
-        error = self.matcher(grammar).get_error()
+        """Raises InvalidRequest unless the grammar compiles and has a first token."""
+        matcher = self.matcher(grammar)
+        allowed = any(matcher.compute_bitmask()) if not matcher.is_error() else False
+        error = matcher.get_error() or ("" if allowed else "nothing matches it")
         if error:
             raise refused(error)
 
