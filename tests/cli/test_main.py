@@ -79,3 +79,10 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-o", "pipefail", "-c", head], capture_output=True, text=True, timeout=110)
     assert (done.returncode, done.stdout) == (0, "quire")
     assert not done.stderr
+
+
+def test_collect_env_is_another_name_of_env(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(["collect-env", "--help"])
+    assert ended.value.code == 0
+    assert "usage: quire env" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from quire.errors import QuireError
 from quire.version import __version__
 
 NOT_COMMANDS = ("args", "main", "remote")
+OTHER_NAMES = {"collect-env": "env"}  # what users of vLLM type
 
 
 def commands() -> list[str]:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-v", "-V", "--version", "version"):
         print(f"quire {__version__}")
         return 0
-    name = words[0]
+    name = OTHER_NAMES.get(words[0], words[0])
     if name not in commands():
         near = difflib.get_close_matches(name, commands(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands())}"
