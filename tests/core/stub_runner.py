@@ -141,7 +141,7 @@ class StubRunner:
         row = self.rows[scheduled.seq_id]
         row.block_ids += scheduled.new_block_ids
         row.failed |= fails
-        require(row.new.params.temperature == 0 and row.new.params.logprobs is None, "needs the host", row.new)
+        require(row.new.params.top_p == 1 and row.new.params.logprobs is None, "needs the host", row.new)
         if row.failed:
             return SequenceResult(scheduled.seq_id, [], error="logits are not finite")
         start = len(row.token_ids)

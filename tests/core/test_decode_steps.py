@@ -58,7 +58,14 @@ def test_a_runner_that_cannot_gets_single_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": 1.0}, {"logprobs": 1}, {"min_tokens": 2}, {"repetition_penalty": 1.1}]
+    "params",
+    [
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 1.0, "top_k": 5},
+        {"logprobs": 1},
+        {"min_tokens": 2},
+        {"repetition_penalty": 1.1},
+    ],
 )
 def test_a_sequence_that_needs_the_host_keeps_all_to_single_steps(params) -> None:
     h = harness()

@@ -8,7 +8,7 @@ import torch
 
 from quire.ops.forward_batch import ForwardBatch
 from quire.platform.cpu import CpuPlatform
-from quire.runner.graphs import SIZES, GraphStore, StepGraphs, graph_sizes, padded_size, padded_step
+from quire.runner.graphs import SIZES, GraphPool, GraphStore, StepGraphs, graph_sizes, padded_size, padded_step
 
 MAX_LEN, MAX_BLOCKS, VOCAB = 64, 8, 11
 
@@ -140,11 +140,11 @@ def test_steps_with_prompts_are_captured_when_their_size_comes_again(platform):
 
 
 def test_stores_share_the_memory_of_temporaries(platform):
-    first = GraphStore(platform)
-    second = GraphStore(platform, pool_of=first)
+    pool = GraphPool()
+    first, second = GraphStore(platform, pool), GraphStore(platform, pool)
     for store, size in ((second, (1, 1)), (first, (1, 1)), (first, (8, 2)), (second, (8, 2))):
         store.run(size, lambda: None)
-    assert platform.pools == [None, None, "pool", "pool"]
+    assert platform.pools == [None, "pool", "pool", "pool"]
     assert first.sizes == second.sizes == [(1, 1), (8, 2)]
 
 

@@ -120,6 +120,37 @@ def test_steps_do_overlap_and_rows_that_ended_rest(folder: Path, monkeypatch: py
     assert max(batch.decode_steps for batch in batches) == 8
 
 
+def test_tokens_drawn_on_the_device_are_those_that_the_host_draws(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    start = ModelRunner.start
+    monkeypatch.setattr(
+        ModelRunner, "start", lambda self, batch: (start(self, batch), drawn.append(self.loop._draws))[0]
+    )
+    asked = [
+        Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=i % 4 / 2, max_tokens=20 + i, seed=i, ignore_eos=True))
+        for i in range(20)
+    ]
+    ahead = answers(folder, RecordingPlatform(), asked)
+    assert drawn.count(True) > 5
+    monkeypatch.undo()
+    assert ahead == answers(folder, CpuPlatform(), asked)
+
+
+def test_blocks_that_a_sequence_holds_beforehand_are_known_to_the_device(folder: Path) -> None:
+    """A sequence that was preempted three times comes back with all blocks it can ever need."""
+    asked = [Request("r0", [1, 2, 3], SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True))]
+    engine = engine_for(folder, RecordingPlatform())
+    engine.add(asked[0])
+
+    def preempt_thrice(engine: Engine, step: int) -> None:
+        if step in (1, 3, 5):
+            engine.scheduler.preempt("r0")
+
+    assert drain(engine, preempt_thrice) == answers(folder, CpuPlatform(), asked)
+
+
 @pytest.fixture(params=range(4))
 def disturbances(request: pytest.FixtureRequest) -> Iterator[Callable[[Engine, int], None]]:
     draw = random.Random(request.param)

@@ -67,7 +67,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
         self.decode_row = ScheduledSequence(seq_id, 1)
         unguided = not request.bad_words_token_ids and not request.grammar
-        self.runs_alone = unguided and _takes_the_likeliest(request.params)
+        self.runs_alone = unguided and _is_chosen_simply(request.params)
 
     @property
     def num_generated(self) -> int:
@@ -112,8 +112,9 @@ class Sequence:
         )
 
 
-def _takes_the_likeliest(params: SamplingParams) -> bool:
-    """Whether each token is simply the likeliest, and nothing else is asked about it."""
+def _is_chosen_simply(params: SamplingParams) -> bool:
+    """Whether each token is the likeliest or drawn from all, and nothing else is asked about it."""
     penalties = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
     edits = params.allowed_token_ids or params.logit_bias or params.min_tokens
-    return params.greedy and params.logprobs is None and not penalties and not edits
+    filters = not params.greedy and (params.top_p < 1 or params.top_k or params.min_p)
+    return params.logprobs is None and not (penalties or edits or filters)

@@ -39,6 +39,7 @@ class Ops:
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
     greedy: Callable[..., Tensor]
+    draw_tokens: Callable[..., Tensor]
     place_tokens: Callable[..., None]
     take_tokens: Callable[..., None]
 

@@ -4,7 +4,7 @@ What a step needs of the one before (tokens, positions) stays on the device; the
 the blocks for that, and reads the tokens of all steps in one copy. So the host may start the next steps before it knows these tokens.
 
     row of the state    tokens to compute ── positions ──▶ limits: there it rests
-    one step            place_tokens → model → greedy → take_tokens, captured as one graph a batch size
+    one step            place_tokens → model → greedy or draw_tokens → take_tokens, captured as one graph a batch size
 """
 
 from collections.abc import Callable
@@ -19,7 +19,9 @@ from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
 from quire.platform.base import Mark, Platform
-from quire.runner.graphs import GraphStore, Size, padded_size
+from quire.runner.graphs import GraphPool, GraphStore, Size, padded_size
+from quire.runner.philox import uniforms
+from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import Rows, SequenceTable
 
 BATCHES_UNDER_WAY = 2
@@ -44,7 +46,7 @@ class DecodeLoop:
     """State of R rows on the device, and the steps that move them on.
 
     compute    ForwardBatch -> logits [B, V]; never waits for the device
-    graphs     None = steps run eagerly
+    pool       of captured steps; None = steps run eagerly
     max_steps  most steps of a batch
     """
 
@@ -54,17 +56,20 @@ class DecodeLoop:
         compute: Callable[[ForwardBatch], Tensor],
         ops: Ops,
         table: SequenceTable,
+        sampling: SamplingTable,
         kv_caches: list[Tensor],
-        graphs: GraphStore | None,
+        pool: GraphPool | None,
         max_steps: int,
     ) -> None:
         self.table = table
+        self.sampling = sampling
         self.max_steps = max_steps
         self._platform = platform
         self._compute = compute
         self._ops = ops
         self._kv_caches = kv_caches
-        self._graphs = graphs
+        self._graphs = None if pool is None else GraphStore(platform, pool)
+        self._drawing_graphs = None if pool is None else GraphStore(platform, pool)
         self._num_rows, self._width = table.block_tables.shape
         device = platform.device()
         self._state = torch.zeros(4, self._num_rows, dtype=torch.int64, device=device)
@@ -74,11 +79,14 @@ class DecodeLoop:
         self._every_row = torch.arange(self._num_rows, device=device)
         self._block_tables = torch.zeros(self._num_rows, self._width, dtype=torch.int32, device=device)
         self._tokens = torch.zeros(max_steps, self._num_rows, dtype=torch.int32, device=device)
+        self._uniforms = torch.zeros(max_steps, self._num_rows, dtype=torch.float64, device=device)
+        self._temperatures = torch.zeros(self._num_rows, dtype=torch.float64, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._hosts = [
             _Host(self._num_rows, self._width, table.block_size, max_steps, device) for _ in range(BATCHES_UNDER_WAY)
         ]
         self._turn = 0
+        self._draws = False  # some row has a temperature
         self._rows: Rows = np.zeros(0, dtype=np.int64)
         self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # positions that the rows will have reached
 
@@ -92,10 +100,11 @@ class DecodeLoop:
         host = self._hosts[self._turn]
         self._turn = (self._turn + 1) % BATCHES_UNDER_WAY
         counts = np.fromiter((s.num_new_tokens for s in batch.scheduled), dtype=np.int64)
-        if batch.follows:
-            self._go_on(batch, counts, host)
-        else:
-            self._begin(batch, counts, host)
+        if not batch.follows:
+            self._begin(batch, host)
+        if self._draws:
+            self._send_uniforms(batch.decode_steps, host)
+        self._go_on(batch, counts, host)
         self._step.zero_()
         size = padded_size(len(counts), self._num_rows)
         for _ in range(batch.decode_steps):
@@ -111,34 +120,40 @@ class DecodeLoop:
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
-        if self._graphs is not None:
-            self._graphs.close()
+        for graphs in (self._graphs, self._drawing_graphs):
+            if graphs is not None:
+                graphs.close()
 
-    def _begin(self, batch: Batch, counts: NDArray[np.int64], host: "_Host") -> None:
+    def _begin(self, batch: Batch, host: "_Host") -> None:
         """Loads new rows; those between them and the padded size rest."""
-        table, size = self.table, padded_size(len(counts), self._num_rows) or len(counts)
-        rows = table.rows(s.seq_id for s in batch.scheduled)
-        positions = table.num_computed[rows]
-        self._rows, self._ends = rows, positions + counts
+        table, rows = self.table, self.table.rows(s.seq_id for s in batch.scheduled)
+        size = padded_size(len(rows), self._num_rows) or len(rows)
+        self._rows, self._ends = rows, table.num_computed[rows]
         host.state[:] = 0
-        host.state[IDS, : len(rows)] = table.token_ids[rows, positions]
-        host.state[POSITIONS, : len(rows)] = positions
-        host.state[LIMITS, : len(rows)] = self._ends
+        host.state[IDS, : len(rows)] = table.token_ids[rows, self._ends]
+        host.state[POSITIONS, : len(rows)] = self._ends
         self._state.copy_(host.state_pinned, non_blocking=True)
-        width = -(-int(self._ends.max()) // table.block_size)
+        width = int(table.num_blocks[rows].max())
         packed = host.tables[: size * width]
         packed.numpy().reshape(size, width)[: len(rows)] = table.block_tables[rows, :width]
         packed.numpy().reshape(size, width)[len(rows) :] = 0
         self._block_tables[:size, :width].copy_(packed.to(self._state.device, non_blocking=True).view(size, width))
+        temperatures = self.sampling.temperature[rows]
+        self._draws = bool((temperatures > 0).any())
+        if self._draws:
+            host.temperatures.numpy()[: len(rows)] = temperatures
+            self._temperatures.copy_(host.temperatures, non_blocking=True)
 
     def _go_on(self, batch: Batch, counts: NDArray[np.int64], host: "_Host") -> None:
-        """New limits and new blocks for the rows that are loaded; a row that has ended rests."""
-        before = -(-self._ends // self.table.block_size)  # blocks that each row had
+        """New limits, and the blocks that rows have got since they were loaded; a row that has ended rests."""
         self._ends = self._ends + counts
         host.state[LIMITS, : len(counts)] = self._ends * (counts > 0)
         self._state[LIMITS].copy_(host.state_pinned[LIMITS], non_blocking=True)
+        if not batch.follows:
+            return
+        num_blocks = self.table.num_blocks[self._rows]
         new = [
-            (row * self._width + int(before[row]) + i, block_id)
+            (row * self._width + int(num_blocks[row]) - len(scheduled.new_block_ids) + i, block_id)
             for row, scheduled in enumerate(batch.scheduled)
             for i, block_id in enumerate(scheduled.new_block_ids)
         ]
@@ -148,11 +163,21 @@ class DecodeLoop:
             places, blocks = packed.to(self._state.device, non_blocking=True).view(2, -1)
             self._block_tables.view(-1).index_copy_(0, places, blocks.int())
 
+    def _send_uniforms(self, num_steps: int, host: "_Host") -> None:
+        """The random numbers of the next steps; which they are depends on each row's seed and the position of the token drawn."""
+        rows, num_rows = self._rows, len(self._rows)
+        seeds, indices = np.tile(self.sampling.seed[rows], num_steps), np.tile(self.sampling.index[rows], num_steps)
+        positions = self._ends + 1 + np.arange(num_steps)[:, None]
+        numbers = uniforms(seeds, indices, positions.ravel()).reshape(num_steps, num_rows)
+        host.uniforms.numpy()[:num_steps, :num_rows] = numbers
+        self._uniforms[:num_steps].copy_(host.uniforms[:num_steps], non_blocking=True)
+
     def _do_step(self, size: int | None, num_rows: int) -> None:
-        if self._graphs is None or size is None:
+        graphs = self._drawing_graphs if self._draws else self._graphs
+        if graphs is None or size is None:
             self._work(size or num_rows)
         else:
-            self._graphs.run((size, size), lambda: self._work(size))
+            graphs.run((size, size), lambda: self._work(size))
 
     def _work(self, size: int) -> None:
         """One step of the first `size` rows."""
@@ -161,7 +186,11 @@ class DecodeLoop:
         self._ops.place_tokens(
             fwd.positions, limits, failed, fwd.block_tables, self.table.block_size, fwd.slot_mapping, fwd.seq_lens
         )
-        ids = self._ops.greedy(self._compute(fwd))
+        logits = self._compute(fwd)
+        if self._draws:
+            ids = self._ops.draw_tokens(logits, self._temperatures[:size], self._uniforms[:, :size], self._step)
+        else:
+            ids = self._ops.greedy(logits)
         self._ops.take_tokens(
             ids, fwd.seq_lens, fwd.input_ids, fwd.positions, failed, self._tokens[:, :size], self._step
         )
@@ -195,3 +224,5 @@ class _Host:
         self.tables = make(num_rows * width, dtype=torch.int32)
         self.blocks = make(2 * num_rows * (max_steps // block_size + 1), dtype=torch.int64)
         self.tokens = make(max_steps, num_rows, dtype=torch.int32)
+        self.uniforms = make(max_steps, num_rows, dtype=torch.float64)
+        self.temperatures = make(num_rows, dtype=torch.float64)

@@ -41,27 +41,27 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512, 
 INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices")
 
 
-class GraphStore:
-    """Graphs by (tokens, sequences), captured when first needed. They share memory for temporaries, and run one at a time.
+class GraphPool:
+    """Memory of temporaries that graphs share, since they run one at a time; made by the first capture."""
 
-    pool_of  a store to share that memory with
+    handle: Any = None
+
+
+class GraphStore:
+    """Graphs by (tokens, sequences), captured when first needed.
+
+    pool  may be shared with other stores
     """
 
-    def __init__(self, platform: Platform, pool_of: "GraphStore | None" = None) -> None:
+    def __init__(self, platform: Platform, pool: GraphPool | None = None) -> None:
         self._platform = platform
-        self._pool_of = pool_of
+        self._pool = pool or GraphPool()
         self._graphs: dict[Size, Graph] = {}
 
     @property
     def sizes(self) -> list["Size"]:
         """Sizes captured so far."""
         return sorted(self._graphs)
-
-    @property
-    def pool(self) -> Any:
-        """Memory of temporaries; None before the first capture."""
-        mine = next((graph.pool for graph in self._graphs.values()), None)
-        return self._pool_of.pool if mine is None and self._pool_of is not None else mine
 
     def run(self, size: "Size", work: Callable[[], None]) -> None:
         """Does the work of that size: the first time itself, and captures it; from then on by replay."""
@@ -70,7 +70,8 @@ class GraphStore:
             graph.replay()
             return
         start = time.perf_counter()
-        self._graphs[size] = self._platform.capture_graph(work, self.pool)
+        self._graphs[size] = self._platform.capture_graph(work, self._pool.handle)
+        self._pool.handle = self._graphs[size].pool
         seconds = time.perf_counter() - start
         logger.info("Graph capturing finished in %.2f secs (steps of %d tokens, %d sequences)", seconds, *size)
 

@@ -25,7 +25,7 @@ from quire.platform import Platform
 from quire.quant.none import refuse_quantized
 from quire.runner.decode_loop import DecodeLoop, Flight
 from quire.runner.grammars import Grammars
-from quire.runner.graphs import GraphStore, Size, StepGraphs, padded_size, padded_step
+from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -87,13 +87,13 @@ class ModelRunner:
         self.buffers = InputBuffers(config.max_num_batched_tokens, config.max_num_seqs, max_blocks, device)
         self.graphs: StepGraphs | None = None
         self.loop: DecodeLoop | None = None
-        store: GraphStore | None = None
+        pool: GraphPool | None = None
         if platform.supports_graphs() and not config.enforce_eager:
-            store = GraphStore(platform)
+            pool = GraphPool()
             self.graphs = StepGraphs(
                 platform,
                 self._compute,
-                GraphStore(platform, pool_of=store),
+                GraphStore(platform, pool),
                 config.max_num_seqs,
                 config.max_model_len,
                 max_blocks,
@@ -104,8 +104,9 @@ class ModelRunner:
                 self._raw_logits,
                 ops,
                 self.table,
+                self.sampling,
                 self.kv_cache.layers,
-                store,
+                pool,
                 decode_steps(plan.weights_bytes),
             )
 

@@ -33,7 +33,13 @@ from quire.ops.registry import implementations, specs  # noqa: E402
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 232_448  # what one program may use there
-POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def record_launches() -> None:
@@ -113,7 +119,7 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     yield "rotary", {"q": qkv[:, :28], "k": qkv[:, 28:32], "positions": positions, "cos_sin": torch.zeros(32, 128)}
     yield "write_kv", {"k": qkv[:, 28:32], "v": qkv[:, 32:], "kv": make(2, 3, 16, 4, 128), "slot_mapping": positions}
     yield "greedy", {"logits": make(4, 152_064)}
-    for name in ("place_tokens", "take_tokens"):
+    for name in ("draw_tokens", "place_tokens", "take_tokens"):
         yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
     yield "linear_silu_mul", {"x": make(1, 3584), "weight": make(2 * 18944, 3584)}
     for rows in (1, 8):

@@ -16,6 +16,7 @@ KERNELS = {
     "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_kernel", "write_kv_kernel",
     "decode_kernel", "combine_kernel", "prefill_kernel", "gemv_kernel", "few_rows_kernel",
     "greedy_parts_kernel", "greedy_merge_kernel", "place_tokens_kernel", "take_tokens_kernel",
+    "draw_parts_kernel", "draw_merge_kernel",
 }  # fmt: skip
 
 

@@ -90,3 +90,71 @@ def greedy_merge_kernel(
     logit = tl.load(logit_ptr + row * stride_row + column, mask=column < size, other=float("-inf")).to(tl.float32)
     best = tl.min(tl.where(logit == largest, column, size), axis=0)
     tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
+
+
+@triton.jit
+def _weights(logit, largest, temperature, inside, ONE: tl.constexpr):
+    """Probabilities as whole numbers in float64, the likeliest ONE; the same as the reference's, rounding for rounding."""
+    scaled = tl.math.div_rn(logit, temperature) - tl.math.div_rn(largest, temperature)
+    weight = tl.exp(scaled.to(tl.float64)) * ONE
+    whole = (weight + 4503599627370496.0) - 4503599627370496.0  # 2^52: rounds half to even
+    return tl.where(inside, whole, 0.0)
+
+
+@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+def draw_parts_kernel(
+    logit_ptr, value_ptr, sum_ptr, temperature_ptr, size, stride_row, num_parts,
+    ONE: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Sum of the weights of one part of a row that is drawn from. Grid (parts, rows)."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
+    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
+    if temperature > 0:
+        parts = tl.arange(0, PARTS)
+        value = tl.load(value_ptr + row * num_parts + parts, mask=parts < num_parts, other=float("-inf"))
+        largest = tl.max(value, axis=0)
+        total = tl.zeros([BLOCK], tl.float64)
+        for tile in tl.static_range(TILES):
+            column = (part * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
+            inside = column < size
+            logit = tl.load(logit_ptr + row * stride_row + column, mask=inside, other=0.0).to(tl.float32)
+            total += _weights(logit, largest, temperature, inside, ONE)
+        tl.store(sum_ptr + row * num_parts + part, tl.sum(total, axis=0))
+
+
+@triton.jit(do_not_specialize=["size", "stride_row", "num_parts", "stride_step"])
+def draw_merge_kernel(
+    logit_ptr, value_ptr, sum_ptr, temperature_ptr, uniform_ptr, step_ptr, out_ptr,
+    size, stride_row, num_parts, stride_step,
+    ONE: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """The token in whose share of its row's weights the uniform number falls; at temperature 0 the likeliest. Grid (rows)."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
+    parts = tl.arange(0, PARTS)
+    value = tl.load(value_ptr + row * num_parts + parts, mask=parts < num_parts, other=float("-inf"))
+    strange = tl.max((value != value).to(tl.int32), axis=0)
+    largest = tl.max(value, axis=0)
+    if temperature > 0:
+        sums = tl.load(sum_ptr + row * num_parts + parts, mask=parts < num_parts, other=0.0)
+        total = tl.sum(sums, axis=0)
+        uniform = tl.load(uniform_ptr + tl.load(step_ptr) * stride_step + row)
+        target = tl.minimum(tl.floor(uniform * total), total - 1)
+        passed = tl.cumsum(sums, axis=0) <= target
+        part = tl.minimum(tl.sum(passed.to(tl.int32), axis=0), num_parts - 1)
+        before = tl.sum(tl.where(parts < part, sums, 0.0), axis=0)
+        column = part * PART + tl.arange(0, PART)
+        inside = column < size
+        logit = tl.load(logit_ptr + row * stride_row + column, mask=inside, other=0.0).to(tl.float32)
+        weight = _weights(logit, largest, temperature, inside, ONE)
+        best = part * PART + tl.sum(((before + tl.cumsum(weight, axis=0)) <= target).to(tl.int32), axis=0)
+    else:
+        part = tl.min(tl.where(value == largest, parts, PARTS), axis=0)
+        column = part * PART + tl.arange(0, PART)
+        logit = tl.load(logit_ptr + row * stride_row + column, mask=column < size, other=float("-inf")).to(tl.float32)
+        best = tl.min(tl.where(logit == largest, column, size), axis=0)
+    tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
