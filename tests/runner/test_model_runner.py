@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from step_driver import BLOCK_SIZE, Driver, load_runner
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
@@ -16,6 +15,7 @@ from quire.core.batch import Batch, StepResult
 from quire.core.params import SamplingParams
 from quire.errors import CheckpointError, ConfigError, MemoryPlanError, UnsupportedModel
 from quire.runner.model_runner import ModelRunner
+from quire.weights import loader
 
 GREEDY = SamplingParams(temperature=0.0)
 POISON = 77  # a token whose embedding the tests fill with NaN
@@ -217,7 +217,7 @@ def test_what_cannot_run_is_refused_at_start(
 
 
 def test_memory_is_planned_before_it_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("allocated before the plan"))
+    monkeypatch.setattr(loader, "_allocate", lambda *_: pytest.fail("allocated before the plan"))
     with pytest.raises(MemoryPlanError, match="--num-gpu-blocks-override"):
         load_runner(folder, num_gpu_blocks_override=10**9)
 

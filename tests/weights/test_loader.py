@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
-from torch import nn
 
 from quire.errors import CheckpointError
 from quire.hf_config import HfConfig
@@ -89,7 +88,7 @@ def no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("memory was allocated before the checkpoint was checked")
 
-    monkeypatch.setattr(nn.Module, "to_empty", refuse)
+    monkeypatch.setattr(loader, "_allocate", refuse)
 
 
 def test_missing_tensors_are_named(

@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, plan: WeightPlan, device: torch.device, seed:
     Host memory beside the model itself: PIECE_BYTES a reader.
     """
     start = time.perf_counter()
-    model.to_empty(device=device)
+    _allocate(model, device)
     if plan.checkpoint is None:
         _fill_randomly(model, seed)
     else:
@@ -106,6 +106,17 @@ def load_weights(model: nn.Module, plan: WeightPlan, device: torch.device, seed:
         if fill_buffers is not None:
             fill_buffers(device)
     logger.info("Loading weights took %.2f seconds", time.perf_counter() - start)
+
+
+def _allocate(model: nn.Module, device: torch.device) -> None:
+    """Puts uninitialised tensors on `device` in place of those on meta. nn.Module.to_empty would do, but imports half of torch's
+    compiler for a tensor on meta, which takes as long as the rest of torch."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device), persistent=False)
 
 
 def _read_all(model: nn.Module, checkpoint: Checkpoint, assignments: list[Assignment], device: torch.device) -> None:
