@@ -152,12 +152,13 @@ def decode_kernel(
 def combine_kernel(
     start_ptr, len_ptr, partial_ptr, lse_ptr, out_ptr, max_splits,
     NUM_HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, WINDOW: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, DEPENDENT: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, HEADS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Weighs the splits of one row and head by their share of the softmax. Grid (heads, B)."""
+    """Weighs the splits of one row by their share of the softmax. Grid (heads / HEADS, B): a program takes HEADS heads in turn, since
+    among many rows most have one split and nothing to do here."""
     let_next_start(DEPENDENT)
     wait_for_previous(DEPENDENT)
-    head, row = tl.program_id(0), tl.program_id(1)
+    first_head, row = tl.program_id(0) * HEADS, tl.program_id(1)
     token = tl.load(start_ptr + row)
     seq_len = tl.load(len_ptr + row)
     if tl.load(start_ptr + row + 1) - token != 1 or seq_len == 0:
@@ -167,14 +168,15 @@ def combine_kernel(
         return
     split = tl.arange(0, MAX_SPLITS)
     column = tl.arange(0, BLOCK_D)
-    place = (row.to(tl.int64) * NUM_HEADS + head) * max_splits + split
-    lse = tl.load(lse_ptr + place, mask=split < count, other=float("-inf"))
-    weight = tl.exp2(lse - tl.max(lse, axis=0))
     mask = (split < count)[:, None] & (column < HEAD_SIZE)[None, :]
-    partial = tl.load(partial_ptr + place[:, None] * HEAD_SIZE + column[None, :], mask=mask, other=0.0)
-    out = tl.sum(partial * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-    out_place = out_ptr + (token.to(tl.int64) * NUM_HEADS + head) * HEAD_SIZE + column
-    tl.store(out_place, out.to(out_ptr.dtype.element_ty), mask=column < HEAD_SIZE)
+    for head in range(first_head, first_head + HEADS):
+        place = (row.to(tl.int64) * NUM_HEADS + head) * max_splits + split
+        lse = tl.load(lse_ptr + place, mask=split < count, other=float("-inf"))
+        weight = tl.exp2(lse - tl.max(lse, axis=0))
+        partial = tl.load(partial_ptr + place[:, None] * HEAD_SIZE + column[None, :], mask=mask, other=0.0)
+        out = tl.sum(partial * weight[:, None], axis=0) / tl.sum(weight, axis=0)
+        out_place = out_ptr + (token.to(tl.int64) * NUM_HEADS + head) * HEAD_SIZE + column
+        tl.store(out_place, out.to(out_ptr.dtype.element_ty), mask=column < HEAD_SIZE)
 
 
 @triton.jit

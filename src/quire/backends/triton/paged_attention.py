@@ -98,9 +98,10 @@ def _decode(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int,
         split_keys, most_splits, tiles.precision, num_warps=tiles.num_warps, num_stages=tiles.num_stages, **dependent(),
     )  # fmt: skip
     if max_splits > 1:
-        combine_kernel[(num_heads, num_sequences)](
+        heads = 1 if num_sequences <= FEW_SEQUENCES else group
+        combine_kernel[(num_heads // heads, num_sequences)](
             fwd.query_start_loc, fwd.seq_lens, partial, lse, out, max_splits,
-            num_heads, head_size, window, tiles.block_d, split_keys, most_splits, num_warps=4, **dependent(),
+            num_heads, head_size, window, tiles.block_d, split_keys, most_splits, heads, num_warps=4, **dependent(),
         )  # fmt: skip
 
 
