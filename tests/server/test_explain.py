@@ -1,5 +1,6 @@
 """Where a request's time went, as a client sees it: the parts against the client's own clock, and against other requests."""
 
+import concurrent.futures
 import time
 
 import httpx
@@ -73,6 +74,20 @@ def test_an_engine_that_dies_shows_as_an_interruption(tmp_path):
         response = httpx.post(server.url + "/v1/completions", json=body, timeout=60)
         (prompt,) = explained(server, response.headers["x-request-id"])["prompts"]
         assert prompt["num_interruptions"] >= 1 and prompt["parts_s"]["interrupted"] > 0.05
+
+
+def test_preemptions_show_as_interruptions(tmp_path):
+    """Four answers of 19 blocks or more, and 39 blocks for all of them."""
+    with Server(tmp_path / "log", None, num_gpu_blocks_override=40, max_model_len=512) as server:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: ask(server, max_tokens=300)[0].json(), range(4)))
+        prompts = [explained(server, answer["id"])["prompts"][0] for answer in answers]
+        num_preemptions = server.metric("num_preemptions_total")
+    assert sum(prompt["num_interruptions"] for prompt in prompts) == num_preemptions > 0
+    for prompt in prompts:
+        parts = prompt["parts_s"]
+        assert min(parts.values()) >= 0 and sum(parts.values()) == pytest.approx(prompt["total_s"], rel=0.02)
+        assert (parts["interrupted"] > 0) == (parts["recompute"] > 0) == (prompt["num_interruptions"] > 0)
 
 
 def test_unknown_requests(bundled):

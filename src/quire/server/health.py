@@ -1,7 +1,7 @@
 """Routes for operators: health, load, version, metrics."""
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from quire.errors import EngineUnavailable
 from quire.server.errors import error_response
@@ -12,10 +12,10 @@ router = APIRouter()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@router.get("/health", response_model=None)
-@router.get("/ready", response_model=None, operation_id="ready")
-@router.get("/ping", response_model=None, operation_id="ping")
-@router.post("/ping", response_model=None, operation_id="ping_post")
+@router.get("/health", response_model=None, response_class=Response)
+@router.get("/ready", response_model=None, response_class=Response, operation_id="ready")
+@router.get("/ping", response_model=None, response_class=Response, operation_id="ping")
+@router.post("/ping", response_model=None, response_class=Response, operation_id="ping_post")
 async def health(http: Request) -> Response:
     """200 with an empty body when requests can be computed; 503 while the engine starts, hangs or is gone, and while draining."""
     serving: Serving = http.app.state.serving
@@ -37,7 +37,7 @@ async def load(http: Request) -> dict[str, int]:
     return {"server_load": len(serving.client.journal.entries)}
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_model=None, response_class=PlainTextResponse)
 async def metrics(http: Request) -> Response:
     """Prometheus metrics."""
     serving: Serving = http.app.state.serving
