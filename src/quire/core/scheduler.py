@@ -119,10 +119,7 @@ class Scheduler:
 
         Unknown and ended ids are ignored. If a step is under way, what it gives for the request is dropped.
         """
-        sequences = self._requests.get(request_id, {})
-        if index is None:
-            self._held.pop(request_id, None)
-        for sequence in list(sequences.values()):
+        for sequence in list(self._requests.get(request_id, {}).values()):
             if index is None or sequence.index == index:
                 self._end(sequence)
 
