@@ -36,6 +36,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
     for status, text in (("4XX", "The request is at fault."), ("5XX", "The server is at fault, or not ready."))
 }
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 MESSAGES = {404: "there is no route {path}", 405: "{path} does not take {method}"}
 
 
@@ -51,8 +54,10 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.serving = serving
-    for endpoint in (health, models, chat, completions, tokenize, pooling, explain):
+    for endpoint in (health, models, tokenize, pooling, explain):
         app.include_router(endpoint.router, responses=ERRORS)
+    for streaming in (chat, completions):
+        app.include_router(streaming.router, responses={**ERRORS, **STREAM})
     if not serving.args.disable_ui:
         app.include_router(webui.router)
     app.add_exception_handler(QuireError, _quire_error)
