@@ -249,6 +249,16 @@ def sweep_attention() -> Iterator[dict[str, Any]]:
     paged_attention.prefill_tiles = prefill_tiles
 
 
+def sweep_splits() -> Iterator[dict[str, Any]]:
+    """Key splits of decoding attention at batch sizes where it is open how many programs there should be."""
+    splits = paged_attention.splits
+    for keys, most in ((64, 64), (128, 64), (256, 32)):
+        paged_attention.splits = lambda n, s=(keys, most): s
+        for shape, batch, context in itertools.product(("0.5b", "7b"), (8, 32, 64, 128, 256), (256, 1024, 2048)):
+            yield {**decode_row(shape, batch, context), "tiles": f"split={keys}"}
+    paged_attention.splits = splits
+
+
 def rows() -> Iterator[dict[str, Any]]:
     """The operators as they are."""
     for shape in SHAPES:
@@ -307,10 +317,14 @@ def print_best(found: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes in place of the chosen ones")
+    parser.add_argument("--splits", action="store_true", help="time other key splits of decoding attention alone")
     parser.add_argument("--out", help="also write the rows as JSON")
     parser.add_argument("--compile", type=int, metavar="N", help="only compile every case whose number is N modulo 12")
     options = parser.parse_args()
     torch.manual_seed(0)
+    if options.splits:
+        print_best(list(sweep_splits()))
+        return
     if options.compile is not None:
         compile_share(options.compile, options.sweep)
         return

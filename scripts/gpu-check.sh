@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs the GPU tests and benchmarks, every part even when an earlier one fails; prints the ends of the logs and a summary last.
-#   scripts/gpu-check.sh [OUT_DIR [PART...]]     parts: parity engine ops sweep profile smoke; default: parity engine ops
+#   scripts/gpu-check.sh [OUT_DIR [PART...]]     parts: parity engine ops sweep splits profile smoke; default: parity engine ops
 # Logs and JSON go to OUT_DIR (default: $OUT, else results-local).
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-${OUT:-results-local}}
@@ -31,6 +31,7 @@ for name in $parts; do
         engine) part engine 400 $pytest tests/gpu/test_gpu_models.py tests/gpu/test_gpu_engine.py ;;
         ops) part ops 240 "$python" benchmarks/gpu_ops.py --out "$out/gpu_ops.json" ;;
         sweep) part sweep 240 "$python" benchmarks/gpu_ops.py --sweep --out "$out/gpu_sweep.json" ;;
+        splits) part splits 60 "$python" benchmarks/gpu_ops.py --splits ;;
         profile) part profile 200 "$python" benchmarks/gpu_profile.py ${QUIRE_PROFILE_SHAPES:-0.5b 7b} ;;
         smoke) part smoke 420 "$python" benchmarks/gpu_smoke.py ${QUIRE_SMOKE_SHAPES:-0.5b 1.5b 7b} --out "$out/gpu_smoke.json" ;;
         *) echo "no part named $name" && exit 2 ;;
