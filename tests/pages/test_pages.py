@@ -126,9 +126,15 @@ def test_stop_and_keys(endless, page):
     page.click("#stop")
     page.wait(DONE + "2")
     assert "stopped" in page.run("document.querySelector('.assistant .actions').innerText")
+    page.click(".assistant .retry")
+    page.wait("(document.querySelector('.assistant .body')?.textContent ?? '').length > 20")
+    page.click("#new")  # in the middle of an answer, of which nothing comes into the new chat
     deadline = time.monotonic() + 5
     while endless.metric("num_requests_running"):
         assert time.monotonic() < deadline
+    assert page.run("document.querySelectorAll('.message').length") == 0 and not page.run(
+        "document.querySelector('#send').hidden"
+    )
     assert page.run("JSON.stringify(localStorage) + document.cookie").count("sesame") == 0
     assert all("401" in text for text in page.complaints)  # the browser's own note on the refusal
     page.complaints.clear()

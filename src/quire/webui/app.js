@@ -97,7 +97,7 @@ async function ask() {
       drawAnswerSoon(answer);
     }
   } catch (error) {
-    if (!chat.messages.includes(answer)) chat.messages.push(answer);
+    if (body === undefined) chat.messages.push(answer); // a field is no number; else it is there, or its chat is gone
     if (request.signal.aborted) reason = "abort";
     else answer.error = error.message;
   } finally {
