@@ -238,3 +238,44 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(llm, constrai
     failed, fine = llm.generate([PROMPT] * 2, [bad, good], use_tqdm=False)
     assert failed.outputs[0].finish_reason == "error" and failed.outputs[0].error
     assert fine.outputs[0].text == "ab"
+
+
+NAMES = [f"key{i}" for i in range(12)]
+PART = {"type": "object", "properties": {name: {"type": "string"} for name in NAMES}, "required": NAMES}
+LARGE_PART = {
+    "type": "object",
+    "properties": {"part": PART},
+    "additionalProperties": False,
+}  # costs much once it is begun
+NODE = {
+    "type": "object",
+    "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+    "required": ["kids"],
+}
+TREE = {"$ref": "#/$defs/node", "$defs": {"node": NODE}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_json_closes_within_a_small_budget_or_is_refused(llm, seed):
+    """Budgets from too small to just enough: what is not refused parses and fits its schema, however it ends."""
+    rng = random.Random(seed)
+    prompts, params, schemas = [], [], []
+    num_refused = 0
+    for i in range(60):
+        schema = rng.choice([random_schema(rng), {"type": "object"}, {"type": "string"}, LARGE_PART, TREE, {}])
+        budget = rng.choice([rng.randrange(1, 40), rng.randrange(40, 150)])
+        wanted = SamplingParams(max_tokens=budget, seed=i, structured_outputs=StructuredOutputsParams(json=schema))
+        try:
+            llm.llm_engine.frontend.open(PROMPT, wanted)
+        except InvalidRequest as error:
+            assert error.param == "max_tokens"
+            num_refused += 1
+            continue
+        prompts.append(PROMPT)
+        params.append(wanted)
+        schemas.append(schema)
+    for schema, output in zip(schemas, llm.generate(prompts, params, use_tqdm=False), strict=True):
+        assert output.outputs[0].error is None
+        assert output.outputs[0].finish_reason in ("stop", "length")
+        jsonschema.validate(json.loads(output.outputs[0].text), schema)
+    assert 0 < num_refused < 75

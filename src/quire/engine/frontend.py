@@ -198,6 +198,12 @@ class Frontend:
             self._compiler = GrammarCompiler(tokenizer, self.vocab_size, self.generation.eos_token_ids)
         grammar = grammar_of(params.structured_outputs)
         self._compiler.check(grammar)
+        needed = self._compiler.num_closing(grammar)
+        is_json = params.structured_outputs.kind in ("json", "json_object")
+        if is_json and needed is not None and needed > (params.max_tokens or 0):
+            raise InvalidRequest(
+                f"max_tokens is {params.max_tokens}, and the JSON that is asked for takes about {needed}", "max_tokens"
+            )
         return grammar
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:

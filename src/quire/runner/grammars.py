@@ -15,10 +15,17 @@ from torch import Tensor
 
 from quire.core.batch import Batch
 from quire.runner.sequence_table import Rows, SequenceTable
+from quire.text.closing import Closer
 from quire.text.grammar import GrammarCompiler
 from quire.text.tokenizer import Tokenizer
 
 BITS = 32
+# So many tokens before an output would have to be closed, a look is taken at where each likely token leads. More for a large grammar,
+# whose parts take more tokens once they are begun; not more than this, for each look costs a millisecond.
+CLOSING_MARGIN = 32
+MAX_CLOSING_MARGIN = 192
+CHARS_A_TOKEN = 4
+NUM_CANDIDATES = 4
 
 
 class Grammars:
@@ -52,6 +59,8 @@ class Grammars:
         allowed = unpacked(torch.from_numpy(words).to(logits.device), logits.shape[1])
         index = torch.tensor(places, device=logits.device)
         logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
+        for i in places:
+            self._keep_closable(logits[i], int(rows[i]), table)
 
     def _allowed(self, row: int, table: SequenceTable) -> NDArray[np.int32]:
         """[W] words, bit t % 32 of word t / 32 = token t is allowed."""
@@ -68,6 +77,30 @@ class Grammars:
             ]  # it has one to spare
         return words
 
+    def _keep_closable(self, logits: Tensor, row: int, table: SequenceTable) -> None:
+        """Near the end of the budget of a row, makes all tokens of its logits [V] impossible but likely ones that leave enough of it
+        to complete the output, and the first one on the way there. Nothing if it cannot be completed any more."""
+        sequence = table.entries[row]
+        compiler, matcher = self._compiler(sequence.eos_token_ids), self._matchers[sequence.seq_id].matcher
+        needed = compiler.num_closing(sequence.grammar)
+        budget = sequence.params.max_tokens or 0
+        if needed is None or needed > budget:
+            return
+        budget -= needed < budget  # room for the token that ends it, if there is any
+        num_left = budget - int(table.num_tokens[row] - table.num_prompt[row])
+        margin = min(MAX_CLOSING_MARGIN, CLOSING_MARGIN + len(sequence.grammar) // CHARS_A_TOKEN)
+        if num_left > needed + margin:
+            return
+        way = compiler.closer.way(matcher, num_left)
+        if way is None:
+            return
+        likely = logits.topk(min(NUM_CANDIDATES, logits.shape[0])).indices.tolist()
+        kept = [t for t in likely if t in sequence.eos_token_ids or leads_on(compiler.closer, matcher, t, num_left - 1)]
+        index = torch.tensor([*kept, *(way[:1] or sequence.eos_token_ids)], device=logits.device)
+        values = logits[index]
+        logits.fill_(float("-inf"))
+        logits[index] = values
+
     def _make_compiler(self, eos_token_ids: tuple[int, ...]) -> GrammarCompiler:
         return GrammarCompiler(Tokenizer.from_dir(self._tokenizer_dir), self._vocab_size, eos_token_ids)
 
@@ -83,6 +116,12 @@ class _Place:
         """Takes in the tokens since the last time; False when the grammar cannot go on."""
         self.num_seen += len(token_ids)
         return bool(self.matcher.consume_tokens(token_ids)) and not self.matcher.is_error()
+
+
+def leads_on(closer: Closer, matcher: LLMatcher, token_id: int, num_left: int) -> bool:
+    """Whether an output can be completed within `num_left` tokens after this one."""
+    ahead = matcher.deep_copy()
+    return bool(ahead.consume_token(token_id)) and closer.way(ahead, num_left) is not None
 
 
 def unpacked(words: Tensor, count: int) -> Tensor:

@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from quire.core.structured import StructuredOutputsParams
 from quire.errors import InvalidRequest
+from quire.text.closing import Closer
 from quire.text.tokenizer import Tokenizer
 
 MAX_GRAMMAR_BYTES = 64 * 2**10
@@ -24,6 +25,7 @@ MAX_DEPTH = 64
 MAX_SCHEMA_DEPTH = 256
 MAX_ERROR_CHARS = 500
 NUM_CACHED = 32
+MAX_CLOSING = 512
 # The compiler goes about 3 kB deep for each rule of a chain, and a grammar of MAX_GRAMMAR_BYTES can be a chain of 20,000.
 STACK_BYTES = 256 * 2**20
 # Legal JSON may hold any amount of whitespace; a model that once takes to it would fill its whole budget.
@@ -60,6 +62,8 @@ class GrammarCompiler:
         self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=list(eos_token_ids))
         self._compiled = functools.lru_cache(maxsize=NUM_CACHED)(self._compile)
         self._thread = ThreadPoolExecutor(1, "grammar")
+        self.closer = Closer(tokenizer, eos_token_ids)
+        self._closing = functools.lru_cache(maxsize=NUM_CACHED)(self._num_closing)
 
     def check(self, grammar: str) -> None:
         """Raises InvalidRequest unless the grammar compiles and has a first token."""
@@ -72,6 +76,14 @@ class GrammarCompiler:
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher at the beginning of an output; in an error state if the grammar does not compile."""
         return self._compiled(grammar).deep_copy()
+
+    def num_closing(self, grammar: str) -> int | None:
+        """Tokens of a short complete output; None if MAX_CLOSING do not suffice."""
+        return self._closing(grammar)
+
+    def _num_closing(self, grammar: str) -> int | None:
+        way = self.closer.way(self.matcher(grammar), MAX_CLOSING)
+        return None if way is None else len(way)
 
     def _compile(self, grammar: str) -> LLMatcher:
         make = functools.partial(LLMatcher, self._tokenizer, grammar, log_level=0, limits=LIMITS)

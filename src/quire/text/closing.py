@@ -1,0 +1,63 @@
+"""Short ways to the end of a grammar, so that an output can be closed before its budget of tokens is spent.
+
+The way is found greedily: what is forced, else what closes something, else the simplest character. It need not be the shortest, but
+it is a way, and its first token leads to a state whose way is no longer than the rest of it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from quire.text.tokenizer import Tokenizer
+
+PREFERRED = b'}]"0:{[,1ntfalse'
+
+
+class Closer:
+    """Finds ways to the end for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> None:
+        of_byte: dict[int, int] = {}
+        for token_id in range(tokenizer.vocab_size):
+            piece = tokenizer.token_bytes(token_id) if not tokenizer.is_special(token_id) else b""
+            if len(piece) == 1:
+                of_byte.setdefault(piece[0], token_id)
+        order = [*PREFERRED, *(byte for byte in range(33, 127) if byte not in PREFERRED), 32]
+        self._order = np.array([of_byte[byte] for byte in order if byte in of_byte], dtype=np.int64)
+        # Where "~" may come next it is a string of JSON, in which a bracket closes nothing.
+        self._string = [token_id for token_id in (of_byte.get(ord("~")), of_byte.get(ord('"'))) if token_id is not None]
+        self._eos = np.array(eos_token_ids, dtype=np.int64)
+
+    def way(self, matcher: LLMatcher, limit: int) -> list[int] | None:
+        """Tokens after which the output is complete, the final eos left out; None if `limit` of them do not suffice."""
+        ahead = matcher.deep_copy()
+        tokens: list[int] = []
+        while len(tokens) <= limit:
+            if ahead.is_error():
+                return None
+            if ahead.is_accepting():
+                return tokens
+            new = ahead.compute_ff_tokens() or self._one(allowed_bits(ahead))
+            if not new or not ahead.consume_tokens(new):
+                return None
+            tokens += new
+        return None
+
+    def _one(self, allowed: NDArray[np.bool_]) -> list[int]:
+        if self._string and allowed[self._string].all():
+            return self._string[-1:]
+        simple = self._order[allowed[self._order]]
+        if len(simple):
+            return [int(simple[0])]
+        others = np.flatnonzero(allowed)
+        others = others[~np.isin(others, self._eos)]
+        return [int(others[0])] if len(others) else []
+
+
+def allowed_bits(matcher: LLMatcher) -> NDArray[np.bool_]:
+    """Which tokens may come next, by id; a few more than the vocabulary, which are not allowed."""
+    words = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    bits: NDArray[np.bool_] = np.unpackbits(words, bitorder="little").astype(bool)
+    return bits
