@@ -176,7 +176,7 @@ def test_errors_have_their_types(client, server):
     assert error.value.code == "model_not_found"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0).models.list()
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.BadRequestError, match="The model does not support Embeddings API"):
         client.embeddings.create(model="m", input="a")
 
 
