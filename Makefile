@@ -38,7 +38,7 @@ test-browser: install-dev  ## the chat page and the dashboard in headless Chromi
 	@$(PYTHON) -m pytest tests/pages $(ARGS)
 
 test-gpu:  ## tests that need a GPU, in the environment that is active
-	$${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)
 
 bench: install-dev  ## CPU benchmark beside transformers' generate, in one run
 	$(PYTHON) benchmarks/cpu_versus_transformers.py $(ARGS)

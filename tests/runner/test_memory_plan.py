@@ -62,7 +62,9 @@ def test_graphs_are_counted_when_there_are_any() -> None:
         plan_memory(CONFIG, SIZES, WEIGHTS, GPU, graphs=True),
     )
     assert without.graph_bytes == 0
-    assert with_graphs.graph_bytes == graph_bytes(CONFIG, SIZES) > 256 * 152064 * (4 + 2) + 2048 * 3 * (3584 + 18944) * 2
+    assert (
+        with_graphs.graph_bytes == graph_bytes(CONFIG, SIZES) > 256 * 152064 * (4 + 2) + 2048 * 3 * (3584 + 18944) * 2
+    )
     assert with_graphs.num_blocks < without.num_blocks
     assert without.reserve_bytes == DEVICE_RESERVE_BYTES["cuda"]
 

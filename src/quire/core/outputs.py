@@ -6,7 +6,9 @@ from quire.core.batch import TokenLogprobs
 
 # Errors of a sequence whose kind matters to the caller.
 NOT_FINITE_ERROR = "the logits of this request became NaN or infinite"
-NO_TOKEN_ALLOWED_ERROR = "allowed_token_ids, bad_words, min_tokens and structured_outputs together leave no token to choose"
+NO_TOKEN_ALLOWED_ERROR = (
+    "allowed_token_ids, bad_words, min_tokens and structured_outputs together leave no token to choose"
+)
 
 
 @dataclass(frozen=True, slots=True)

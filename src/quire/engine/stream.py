@@ -136,7 +136,9 @@ class _Sequence:
         """Keeps an output for later, if nothing can end here: many tokens at once are turned into text faster than one by one."""
         if output.finish_reason is not None or not self._may_hold:
             return False
-        self._held_token_ids += output.token_ids  # not the outputs themselves: objects that pile up keep the garbage collector busy
+        self._held_token_ids += (
+            output.token_ids
+        )  # not the outputs themselves: objects that pile up keep the garbage collector busy
         self._held_logprobs += output.logprobs or ()
         return True
 
