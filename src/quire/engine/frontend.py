@@ -17,7 +17,8 @@ from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
 from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
-from quire.text.grammar import GrammarCompiler, grammar_of
+from quire.text.grammar import GrammarChecker, GrammarCompiler
+from quire.text.isolated_grammar import IsolatedChecker
 from quire.text.tokenizer import Tokenizer
 
 # No vocabulary in use spends more bytes on a token over a whole prompt; longer texts are refused before they are tokenised.
@@ -33,6 +34,7 @@ class Frontend:
     max_model_len  longest prompt and output together, in tokens
     seed           requests without a seed draw theirs from it; None: from the system's entropy
     load_templates reads the chat templates, with another in their place if one is named; called when first needed
+    isolated_in    the tokenizer's folder: grammars are compiled in a process that they may end, as those of strangers are
     """
 
     def __init__(
@@ -44,18 +46,21 @@ class Frontend:
         generation: GenerationConfig | None = None,
         seed: int | None = None,
         load_templates: Callable[[str | None], ChatTemplates] | None = None,
+        isolated_in: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.generation = generation or GenerationConfig()
-        self._compiler: GrammarCompiler | None = None
+        self._isolated_in = isolated_in
+        self._grammars = functools.lru_cache(maxsize=1)(self._make_checker)
         self._seeds = random.SystemRandom() if seed is None else random.Random(seed)
         self._templates = functools.lru_cache(maxsize=4)(load_templates or (lambda override: ChatTemplates({})))
 
     @classmethod
-    def load(cls, args: EngineArgs, config: EngineConfig) -> "Frontend":
-        """Reads tokenizer and sampling defaults of the checkpoint. Raises SetupError types."""
+    def load(cls, args: EngineArgs, config: EngineConfig, *, for_strangers: bool = False) -> "Frontend":
+        """Reads tokenizer and sampling defaults of the checkpoint. for_strangers: requests come from others than whoever runs
+        this process. Raises SetupError types."""
         folder = config.tokenizer_dir or config.model_dir
         tokenizer = None if args.skip_tokenizer_init else Tokenizer.from_dir(folder)
         generation = read_generation_config(
@@ -73,6 +78,7 @@ class Frontend:
             load_templates=lambda override: ChatTemplates.load(
                 folder, override or args.chat_template, tokenizer.special_tokens_map if tokenizer else None
             ),
+            isolated_in=folder if for_strangers else None,
         )
         frontend.default_params()
         if args.chat_template is not None:
@@ -189,22 +195,25 @@ class Frontend:
         """The grammar of what the output must look like, known to compile; "" = anything."""
         if params.structured_outputs is None:
             return ""
-        tokenizer = self._need_tokenizer("structured_outputs")
-        if not self.generation.eos_token_ids:
-            raise InvalidRequest(
-                "this model names no token that ends a text, so no output can be constrained", "structured_outputs"
-            )
-        if self._compiler is None:
-            self._compiler = GrammarCompiler(tokenizer, self.vocab_size, self.generation.eos_token_ids)
-        grammar = grammar_of(params.structured_outputs)
-        self._compiler.check(grammar)
-        needed = self._compiler.num_closing(grammar)
+        grammar = self._grammars().checked(params.structured_outputs)
+        needed = grammar.num_closing
         is_json = params.structured_outputs.kind in ("json", "json_object")
         if is_json and needed is not None and needed > (params.max_tokens or 0):
             raise InvalidRequest(
                 f"max_tokens is {params.max_tokens}, and the JSON that is asked for takes about {needed}", "max_tokens"
             )
-        return grammar
+        return grammar.text
+
+    def _make_checker(self) -> GrammarChecker:
+        tokenizer = self._need_tokenizer("structured_outputs")
+        eos_token_ids = self.generation.eos_token_ids
+        if not eos_token_ids:
+            raise InvalidRequest(
+                "this model names no token that ends a text, so no output can be constrained", "structured_outputs"
+            )
+        if self._isolated_in is not None:
+            return IsolatedChecker(self._isolated_in, self.vocab_size, eos_token_ids)
+        return GrammarCompiler(tokenizer, self.vocab_size, eos_token_ids)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         found: list[tuple[int, ...]] = []

@@ -1,6 +1,7 @@
 """Serving: what the endpoints share: the model's names, the frontend once the engine has told its facts, counts, the way to the engine."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 from quire import env
 from quire.config import BUILTIN_MODEL, EngineArgs
@@ -14,6 +15,7 @@ from quire.server.options import ServerArgs
 
 log = logging.getLogger("quire.server")
 MAX_NOTED_FIELDS = 256
+GRAMMAR_THREADS = 4  # of their own: whoever waits for a slow grammar keeps no other work waiting
 
 
 class Serving:
@@ -22,6 +24,7 @@ class Serving:
     names       of the model, the first is used in answers
     num_active  HTTP requests under way
     draining    no new work is taken
+    grammar_threads  where requests with grammars are prepared
     """
 
     def __init__(self, engine_args: EngineArgs, args: ServerArgs, client: EngineClient) -> None:
@@ -34,13 +37,14 @@ class Serving:
         self.history = History()
         self.num_active = 0
         self.draining = False
+        self.grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, "grammars")
         self.ready: Ready | None = None
         self._frontend: Frontend | None = None
         self._noted_fields: set[str] = set()
 
     def load(self, ready: Ready) -> None:
         """Reads tokenizer, sampling defaults and chat template for the engine's model. Raises SetupError types."""
-        self._frontend = Frontend.load(self.engine_args, ready.config)
+        self._frontend = Frontend.load(self.engine_args, ready.config, for_strangers=True)
         self.ready = ready
 
     @property

@@ -9,15 +9,17 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
-
-import llguidance
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quire.core.structured import StructuredOutputsParams
 from quire.errors import InvalidRequest
 from quire.text.closing import Closer
 from quire.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 MAX_GRAMMAR_BYTES = 64 * 2**10
 MAX_REGEX_BYTES = 8 * 2**10
@@ -30,8 +32,35 @@ MAX_CLOSING = 512
 STACK_BYTES = 256 * 2**20
 # Legal JSON may hold any amount of whitespace; a model that once takes to it would fill its whole budget.
 WHITESPACE = r"[ \n\r\t]{0,32}"
-LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=100_000, step_max_items=20_000, verbose_errors=False)
+LIMITS = {"max_lexer_states": 50_000, "max_grammar_size": 100_000, "step_max_items": 20_000, "verbose_errors": False}
 _PARAM = "structured_outputs"
+
+
+@functools.cache
+def _llguidance() -> ModuleType:
+    # Imported with the first grammar: it takes 70 ms, which every start would pay for what few requests need.
+    import llguidance
+
+    return llguidance
+
+
+@dataclass(frozen=True)
+class CheckedGrammar:
+    """A grammar that compiles.
+
+    text         in llguidance's form
+    num_closing  tokens of a short complete output; None if MAX_CLOSING do not suffice
+    """
+
+    text: str
+    num_closing: int | None
+
+
+class GrammarChecker(Protocol):
+    """Makes grammars of constraints, in this process or in one that a hostile grammar may end."""
+
+    def checked(self, params: StructuredOutputsParams) -> CheckedGrammar:
+        """The grammar of a constraint. Raises InvalidRequest."""
 
 
 def grammar_of(params: StructuredOutputsParams) -> str:
@@ -40,12 +69,12 @@ def grammar_of(params: StructuredOutputsParams) -> str:
     if params.kind in ("json", "json_object"):
         return _json_grammar({"type": "object"} if params.kind == "json_object" else _schema(value), params)
     if params.kind == "regex":
-        return LLMatcher.grammar_from_regex(_bounded(value, "regex", max_bytes=MAX_REGEX_BYTES))
+        return str(_llguidance().LLMatcher.grammar_from_regex(_bounded(value, "regex", max_bytes=MAX_REGEX_BYTES)))
     if params.kind == "choice":
         text = _bounded("start: " + " | ".join(json.dumps(item) for item in value), "choice", max_depth=None)
-        return LLMatcher.grammar_from_lark(text)
+        return str(_llguidance().LLMatcher.grammar_from_lark(text))
     try:
-        return llguidance.grammar_from("grammar", _bounded(value, "grammar"))
+        return str(_llguidance().grammar_from("grammar", _bounded(value, "grammar")))
     except (ValueError, RecursionError) as error:
         raise refused(str(error)) from None
 
@@ -59,11 +88,19 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self.vocab_size = max(vocab_size, tokenizer.vocab_size)
-        self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=list(eos_token_ids))
+        self._tokenizer = _llguidance().LLTokenizer(
+            tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=list(eos_token_ids)
+        )
         self._compiled = functools.lru_cache(maxsize=NUM_CACHED)(self._compile)
         self._thread = ThreadPoolExecutor(1, "grammar")
         self.closer = Closer(tokenizer, eos_token_ids)
         self._closing = functools.lru_cache(maxsize=NUM_CACHED)(self._num_closing)
+
+    def checked(self, params: StructuredOutputsParams) -> CheckedGrammar:
+        """The grammar of a constraint. Raises InvalidRequest."""
+        text = grammar_of(params)
+        self.check(text)
+        return CheckedGrammar(text, self.num_closing(text))
 
     def check(self, grammar: str) -> None:
         """Raises InvalidRequest unless the grammar compiles and has a first token."""
@@ -73,7 +110,7 @@ class GrammarCompiler:
         if error:
             raise refused(error)
 
-    def matcher(self, grammar: str) -> LLMatcher:
+    def matcher(self, grammar: str) -> "LLMatcher":
         """A matcher at the beginning of an output; in an error state if the grammar does not compile."""
         return self._compiled(grammar).deep_copy()
 
@@ -85,8 +122,10 @@ class GrammarCompiler:
         way = self.closer.way(self.matcher(grammar), MAX_CLOSING)
         return None if way is None else len(way)
 
-    def _compile(self, grammar: str) -> LLMatcher:
-        make = functools.partial(LLMatcher, self._tokenizer, grammar, log_level=0, limits=LIMITS)
+    def _compile(self, grammar: str) -> "LLMatcher":
+        library = _llguidance()
+        limits = library.LLParserLimits(**LIMITS)
+        make = functools.partial(library.LLMatcher, self._tokenizer, grammar, log_level=0, limits=limits)
         return _with_deep_stack(self._thread, make).result()
 
 
@@ -110,7 +149,7 @@ def _json_grammar(schema: Any, params: StructuredOutputsParams) -> str:
     options: dict[str, Any] = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
     if params.disable_any_whitespace:
         options = {"whitespace_flexible": False}
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]
+    return str(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
 
 
 def _schema(value: str | dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """What the generating endpoints have in common: reading a request, and the head of its answer."""
 
+import asyncio
 import re
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from quire.config import EngineConfig
 from quire.core.params import SamplingParams
+from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
 from quire.server.generation import Generation
@@ -87,9 +88,14 @@ async def start(
         "priority": request.priority or 0,
         "cache_salt": request.cache_salt or "",
     }
-    # A grammar may take long to compile, however short its text.
-    num_bytes = sys.maxsize if params.structured_outputs is not None else call.num_bytes
-    streams = await off_loop(num_bytes, lambda: [frontend.open(prompt, params, **options) for prompt in prompts])
+
+    def prepare() -> list[RequestStream]:
+        return [frontend.open(prompt, params, **options) for prompt in prompts]
+
+    if params.structured_outputs is not None:  # a grammar may take long to compile, however short its text
+        streams = await asyncio.get_running_loop().run_in_executor(call.serving.grammar_threads, prepare)
+    else:
+        streams = await off_loop(call.num_bytes, prepare)
     trace = Trace(call.id, call.request_id, call.model, call.created, call.arrived_s)
     return Generation(call.serving, streams, trace)
 
