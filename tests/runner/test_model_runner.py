@@ -3,6 +3,8 @@
 import gc
 import json
 import logging
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,3 +232,9 @@ def test_an_unknown_backend_is_refused(folder: Path) -> None:
 def test_config_overrides_reach_the_model(folder: Path) -> None:
     with pytest.raises(UnsupportedModel, match="hidden_act"):
         load_runner(folder, hf_overrides={"hidden_act": "gelu"})
+
+
+def test_a_runner_without_grammars_does_without_their_library() -> None:
+    code = "import sys; import quire.runner.model_runner, quire.engine.frontend; print('llguidance' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr

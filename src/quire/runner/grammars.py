@@ -6,10 +6,10 @@ computed again after a failed step is where it was.
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from quire.runner.sequence_table import Rows, SequenceTable
 from quire.text.closing import Closer
 from quire.text.grammar import GrammarCompiler
 from quire.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # imported with the first grammar (text.grammar says why)
+    from llguidance import LLMatcher
 
 BITS = 32
 # So many tokens before an output would have to be closed, a look is taken at where each likely token leads. More for a large grammar,
@@ -108,7 +111,7 @@ class Grammars:
 class _Place:
     """A matcher and how many tokens of its sequence are behind it."""
 
-    def __init__(self, matcher: LLMatcher, num_seen: int) -> None:
+    def __init__(self, matcher: "LLMatcher", num_seen: int) -> None:
         self.matcher = matcher
         self.num_seen = num_seen
 
@@ -118,7 +121,7 @@ class _Place:
         return bool(self.matcher.consume_tokens(token_ids)) and not self.matcher.is_error()
 
 
-def leads_on(closer: Closer, matcher: LLMatcher, token_id: int, num_left: int) -> bool:
+def leads_on(closer: Closer, matcher: "LLMatcher", token_id: int, num_left: int) -> bool:
     """Whether an output can be completed within `num_left` tokens after this one."""
     ahead = matcher.deep_copy()
     return bool(ahead.consume_token(token_id)) and closer.way(ahead, num_left) is not None

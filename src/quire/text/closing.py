@@ -5,12 +5,15 @@ it is a way, and its first token leads to a state whose way is no longer than th
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from quire.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # imported with the first grammar (text.grammar says why)
+    from llguidance import LLMatcher
 
 PREFERRED = b'}]"0:{[,1ntfalse'
 
@@ -30,7 +33,7 @@ class Closer:
         self._string = [token_id for token_id in (of_byte.get(ord("~")), of_byte.get(ord('"'))) if token_id is not None]
         self._eos = np.array(eos_token_ids, dtype=np.int64)
 
-    def way(self, matcher: LLMatcher, limit: int) -> list[int] | None:
+    def way(self, matcher: "LLMatcher", limit: int) -> list[int] | None:
         """Tokens after which the output is complete, the final eos left out; None if `limit` of them do not suffice."""
         ahead = matcher.deep_copy()
         tokens: list[int] = []
@@ -56,7 +59,7 @@ class Closer:
         return [int(others[0])] if len(others) else []
 
 
-def allowed_bits(matcher: LLMatcher) -> NDArray[np.bool_]:
+def allowed_bits(matcher: "LLMatcher") -> NDArray[np.bool_]:
     """Which tokens may come next, by id; a few more than the vocabulary, which are not allowed."""
     words = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
     bits: NDArray[np.bool_] = np.unpackbits(words, bitorder="little").astype(bool)
