@@ -15,6 +15,7 @@ from markdown import ALL_DOCS, GUIDE, READMES, ROOT, USER_DOCS, blocks, prose, s
 
 import quire.server.openai
 from quire import env
+from quire.bench.options import ServeBenchArgs
 from quire.cli import args as cli_args
 from quire.cli.bench import LatencyArgs, ThroughputArgs
 from quire.cli.chat import ChatArgs
@@ -35,7 +36,9 @@ OPTIONS: dict[str, list[type]] = {
     "complete": [EngineArgs, CompleteArgs],
     "bench latency": [EngineArgs, LatencyArgs],
     "bench throughput": [EngineArgs, ThroughputArgs],
+    "bench serve": [ServeBenchArgs],
 }
+TAKES_NO_MODEL = ("bench serve",)
 FOREIGN_FLAGS = {"--help"}  # of every command
 TEST_VARIABLES = {"QUIRE_SOAK"}
 
@@ -131,7 +134,8 @@ def test_quire_commands_can_be_typed():
         name = " ".join(words[:2]) if words[0] == "bench" else words[0]
         rest = words[len(name.split()) :]
         if rest and "--help" not in rest and not rest == ["--url"]:
-            cli_args.parse(cli_args.Parser(prog=where, conflict_handler="resolve"), rest, OPTIONS[name])
+            model = None if name in TAKES_NO_MODEL else "model"
+            cli_args.parse(cli_args.Parser(prog=where, conflict_handler="resolve"), rest, OPTIONS[name], positional=model)
 
 
 @pytest.mark.parametrize("path", USER_DOCS, ids=ids)

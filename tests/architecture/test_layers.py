@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"runner"},
     {"setup"},
     {"engine"},
-    {"llm", "async_llm", "beam_search", "server"},
+    {"llm", "async_llm", "beam_search", "server", "bench"},
     {"cli", "__init__"},
     {"__main__"},
 ]
@@ -36,7 +36,7 @@ SIBLINGS_MAY_IMPORT = {
     ("hub", "text"),
     ("server", "llm"),
 }
-TORCH_FREE = ["errors", "env", "log", "version", "config", "hf_config", "resolve", "core", "text", "hub", "server", "cli",
+TORCH_FREE = ["errors", "env", "log", "version", "config", "hf_config", "resolve", "core", "text", "hub", "server", "bench", "cli",
               "outputs", "llm", "async_llm", "beam_search"]  # fmt: skip
 TORCH_FREE_FILES = ["engine/client.py", "engine/ipc.py", "engine/frontend.py"]
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

@@ -1,4 +1,4 @@
-"""`quire bench latency|throughput`: measures this machine through the same LLM.generate that users call."""
+"""`quire bench latency|throughput`: measures this machine through the same LLM.generate that users call. `quire bench serve`: a server."""
 
 import json
 import random
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire.bench.options import ServeBenchArgs
 from quire.cli.args import Parser, parse
 from quire.config import EngineArgs, option
 from quire.core.params import SamplingParams
 from quire.errors import ConfigError
 from quire.llm import LLM
 
-HELP = "measure latency or throughput offline"
+HELP = "measure latency or throughput offline, or a running server"
 
 
 @dataclass
@@ -41,12 +42,12 @@ class ThroughputArgs:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one of the two benchmarks."""
-    kinds = {"latency": latency, "throughput": throughput}
+    """Runs one of the benchmarks."""
+    kinds = {"latency": latency, "throughput": throughput, "serve": serve}
     words = list(argv)
     if not words or words[0] not in kinds:
         if words and words[0] in ("-h", "--help"):
-            print("usage: quire bench {latency,throughput} [options]; each has --help")
+            print("usage: quire bench {latency,throughput,serve} [options]; each has --help")
             return 0
         raise ConfigError(f"bench what? say one of {', '.join(kinds)}, such as `quire bench latency`")
     return kinds[words[0]](words[1:])
@@ -105,6 +106,17 @@ def throughput(argv: list[str]) -> int:
         f"tokens/s, {result['output_tokens_per_second']:.1f} output tokens/s"
     )
     return _save({"benchmark": "throughput", **vars(args), **result}, args.output_json)
+
+
+def serve(argv: list[str]) -> int:
+    """What clients of a server see, under load."""
+    from quire.bench.serve import run  # asyncio, tokenizers and tqdm, which the others have no use for
+
+    parser = Parser(
+        prog="quire bench serve", description="load on a server that speaks OpenAI's API, and what its clients see"
+    )
+    (args,), _ = parse(parser, argv, [ServeBenchArgs], positional=None)
+    return run(args)
 
 
 def _token_ids(rng: random.Random, llm: LLM, count: int) -> list[int]:
