@@ -17,7 +17,7 @@ from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
 from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
-from quire.text.grammar import GrammarChecker, GrammarCompiler
+from quire.text.grammar import MAX_CLOSING, GrammarChecker, GrammarCompiler
 from quire.text.isolated_grammar import IsolatedChecker
 from quire.text.tokenizer import Tokenizer
 
@@ -198,9 +198,10 @@ class Frontend:
         grammar = self._grammars().checked(params.structured_outputs)
         needed = grammar.num_closing
         is_json = params.structured_outputs.kind in ("json", "json_object")
-        if is_json and needed is not None and needed > (params.max_tokens or 0):
+        if is_json and (MAX_CLOSING + 1 if needed is None else needed) > (params.max_tokens or 0):
+            about = f"more than {MAX_CLOSING}" if needed is None else f"about {needed}"
             raise InvalidRequest(
-                f"max_tokens is {params.max_tokens}, and the JSON that is asked for takes about {needed}", "max_tokens"
+                f"max_tokens is {params.max_tokens}, and the JSON that is asked for takes {about}", "max_tokens"
             )
         return grammar.text
 

@@ -124,7 +124,7 @@ class _Place:
 def leads_on(closer: Closer, matcher: "LLMatcher", token_id: int, num_left: int) -> bool:
     """Whether an output can be completed within `num_left` tokens after this one."""
     ahead = matcher.deep_copy()
-    return bool(ahead.consume_token(token_id)) and closer.way(ahead, num_left) is not None
+    return bool(ahead.consume_token(token_id)) and closer.way(ahead, num_left, thorough=False) is not None
 
 
 def unpacked(words: Tensor, count: int) -> Tensor:

@@ -49,7 +49,7 @@ class CheckedGrammar:
     """A grammar that compiles.
 
     text         in llguidance's form
-    num_closing  tokens of a short complete output; None if MAX_CLOSING do not suffice
+    num_closing  tokens of a short complete output; None if no way of MAX_CLOSING is found
     """
 
     text: str
@@ -115,7 +115,7 @@ class GrammarCompiler:
         return self._compiled(grammar).deep_copy()
 
     def num_closing(self, grammar: str) -> int | None:
-        """Tokens of a short complete output; None if MAX_CLOSING do not suffice."""
+        """Tokens of a short complete output; None if no way of MAX_CLOSING is found."""
         return self._closing(grammar)
 
     def _num_closing(self, grammar: str) -> int | None:
