@@ -11,7 +11,7 @@ else
 PYTHON := .venv/bin/python
 endif
 
-.PHONY: help serve test check fmt test-browser test-gpu bench soak wheel install install-dev clean
+.PHONY: help serve test check fmt test-browser test-gpu bench bench-gpu soak wheel install install-dev clean
 
 help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-gpu:  ## tests that need a GPU, in the environment that is active
 
 bench: install-dev  ## CPU benchmark beside transformers' generate, in one run
 	$(PYTHON) benchmarks/cpu_versus_transformers.py $(ARGS)
+
+bench-gpu:  ## quire beside vLLM and SGLang on one GPU, in the environment that is active; ARGS="--help" tells how to name the peers
+	@PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 benchmarks/versus_peers.py $(ARGS)
 
 soak: install-dev  ## the long versions: 10,000 bit-identity pairs, 20 engine kills and the like
 	QUIRE_SOAK=1 QUIRE_IDENTITY_PAIRS=10000 QUIRE_PARITY_POSITIONS=2000 $(PYTHON) -m pytest --timeout=3600 $(ARGS)

@@ -1,0 +1,124 @@
+"""The comparison with peers: floors against published ones, shares, pieces that add up, and a whole run beside fake peers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKES = Path(__file__).with_name("fake_peers")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import versus_floors  # noqa: E402
+import versus_peers  # noqa: E402
+import versus_table  # noqa: E402
+from versus_workloads import FULL, TINY, WORKLOADS  # noqa: E402
+
+H200 = versus_floors.Rates(4.3e12, 790e12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "milliseconds"),
+    [
+        ("0.5b", 1, 0.233),
+        ("0.5b", 256, 1.07),
+        ("1.5b", 1, 0.725),
+        ("1.5b", 64, 1.155),
+        ("7b", 1, 3.30),
+        ("7b", 256, 8.08),
+    ],
+)
+def test_floor_of_a_decoding_step(shape, batch, milliseconds):
+    """At a context of 1,024 tokens: figures computed by hand for an H200, rounded to their last digit."""
+    sizes = versus_floors.sizes_of(shape)
+    assert 1e3 * versus_floors.decode_step_s(sizes, batch, 1024, H200) == pytest.approx(milliseconds, rel=0.02)
+
+
+def test_floor_of_prefill_and_chat():
+    sizes = versus_floors.sizes_of("7b")
+    assert 1e3 * versus_floors.prefill_s(sizes, [8192], H200) == pytest.approx(152, rel=0.02)
+    assert versus_floors.floors("7b", H200, FULL)["chat"] == pytest.approx(117, rel=0.05)
+
+
+def row(workload, unit, ours, vllm, sglang, **more):
+    made = {"shape": "7b", "workload": workload, "unit": unit, "ours": ours, "vllm": vllm, "sglang": sglang, **more}
+    versus_table.finish(made, {"vllm": 50.0, "sglang": 28.0})
+    return made
+
+
+def test_a_ratio_is_to_the_better_peer_and_above_one_where_ours_is_better():
+    assert row("decode_b1", "ms", 2.0, 5.0, 4.0)["ratio"] == 2.0
+    assert row("chat", "req/s", 90.0, 40.0, 60.0)["ratio"] == 1.5
+    assert row("chat", "req/s", 30.0, None, 60.0)["ratio"] == 0.5
+    assert row("chat", "req/s", 30.0, None, None)["ratio"] is None
+    assert row("chat", "req/s", None, 40.0, 60.0)["ratio"] is None
+    assert row("start_warm", "s", 4.0, None, None)["ratio"] == 7.0  # the best start that a peer had
+    assert row("sampling_cost", "% over greedy", 25.0, None, None)["ratio"] == 0.8
+    assert row("decode_b1", "ms", 2.0, 5.0, 4.0, floor=1.0)["floor_share"] == 0.5
+    assert row("prefill", "tok/s", 30.0, 20.0, 4.0, floor=120.0)["floor_share"] == 0.25
+
+
+def test_pieces_of_one_commit_add_up(tmp_path):
+    path = tmp_path / "out.json"
+    for engine, figures in (
+        ("quire", {"decode_b1": 2.0, "details": {"decode_b1": {"all": [2.0]}}}),
+        ("sglang", {"decode_b1": 3.0}),
+    ):
+        results = versus_table.Results.open(path, "abc")
+        results.describe("a card", "today", engine)
+        results.add(engine, "0.5b", {**figures, "versions": {"torch": "2"}}, H200, FULL)
+        results.save()
+    held = json.loads(path.read_text())
+    (found,) = held.pop("rows")
+    assert held == {"machine": "a card", "commit": "abc", "date": "today", "versions": {"quire": {"torch": "2"}, "sglang": {"torch": "2"}}, "command": "quire; sglang"}  # fmt: skip
+    assert (found["ours"], found["sglang"], found["vllm"], found["ratio"]) == (2.0, 3.0, None, 1.5)
+    assert 0.09 < found["floor_share"] < 0.13 and found["detail"] == {"ours": {"all": [2.0]}}
+    assert versus_table.Results.open(path, "def").rows == [], "another commit's rows were mixed in"
+
+
+@pytest.mark.parametrize("engine", ["quire", "vllm", "sglang"])
+def test_every_workload_is_in_one_process(engine):
+    found = [name for piece in versus_peers.pieces(engine, "7b", versus_peers.ALL) for name in piece.workloads]
+    wanted = set(WORKLOADS) - (set() if engine == "quire" else {"sampling_cost"})
+    assert sorted(found) == sorted(wanted)
+
+
+def test_a_run_beside_fake_peers(tmp_path):
+    """Three processes of ours, one or two of each fake; the JSON has a row for each workload, and the table is printed."""
+    out = tmp_path / "versus.json"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "versus_peers.py"), "--tiny", "--shapes", "test", "--out", str(out),
+        "--workloads", "decode_b8,prefix_turns,itl_p99_mixed,start_cold", "--vllm-path", str(FAKES), "--sglang-path", str(FAKES),
+        "--commit", "abc", "--cache-dir", str(tmp_path / "caches"), "--limit", "60",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+    assert result.returncode == 0, result.stdout + result.stderr
+    held = json.loads(out.read_text())
+    rows = {r["workload"]: r for r in held["rows"]}
+    assert set(rows) == {"decode_b8", "prefix_turns", "itl_p99_mixed", "start_cold", "start_warm"}
+    assert held["commit"] == "abc" and set(held["versions"]) == {"quire", "vllm", "sglang"}
+    for name in ("decode_b8", "prefix_turns", "itl_p99_mixed", "start_cold"):
+        assert all(rows[name][column] > 0 for column in ("ours", "vllm", "sglang")), rows[name]
+    assert rows["decode_b8"]["vllm"] == pytest.approx(1.0, rel=0.5), "the fake makes a token a millisecond"
+    assert rows["start_warm"]["vllm"] is None and rows["start_warm"]["ratio"] > 0
+    assert "decode_b8" in result.stdout and "of floor" in result.stdout
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(tmp_path):
+    """A peer that is not there, and a workload that does not exist."""
+    base = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "versus_peers.py"),
+        "--tiny",
+        "--shapes",
+        "test",
+        "--out",
+        str(tmp_path / "o.json"),
+    ]
+    result = subprocess.run([*base, "--workloads", "none_such"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "unknown workloads ['none_such']" in result.stderr
+    assert TINY.max_model_len < FULL.max_model_len
