@@ -11,7 +11,7 @@ else
 PYTHON := .venv/bin/python
 endif
 
-.PHONY: help serve test check fmt test-browser test-gpu bench bench-gpu soak wheel install install-dev clean
+.PHONY: help serve test check fmt test-browser test-clients test-gpu bench bench-gpu soak wheel install install-dev clean
 
 help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-browser: install-dev  ## the chat page and the dashboard in headless Chromi
 	@command -v chromium chromium-browser google-chrome >/dev/null || bash scripts/install-chromium.sh
 	@$(PYTHON) -m pytest tests/pages $(ARGS)
 
+test-clients: install-dev  ## every client library in an environment of its own: much is installed, into .cache/clients
+	@QUIRE_CLIENTS=1 $(PYTHON) -m pytest tests/clients $(ARGS)
+
 test-gpu:  ## tests that need a GPU, in the environment that is active
 	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $${VIRTUAL_ENV:+$$VIRTUAL_ENV/bin/}python3 -m pytest tests/gpu $(ARGS)
 
@@ -60,4 +63,4 @@ install-dev:
 	@bash scripts/install.sh "$(PYTHON)" dev
 
 clean:  ## remove what was built, .venv included
-	rm -rf build dist .venv src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .venv .cache src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
