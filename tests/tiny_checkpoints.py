@@ -85,3 +85,17 @@ def _qwen2_shapes(config: dict) -> list[tuple[str, tuple[int, ...], float]]:
             (f"{p}post_attention_layernorm.weight", (hidden,), 1.0),
         ]
     return [*shapes, ("lm_head.weight", (vocab, hidden), 0.5)]
+
+
+THINKING = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+
+
+def thinking_qwen2(folder: Path, **options: object) -> Path:
+    """tiny_qwen2 whose vocabulary has <think> and </think>, and whose template begins the reasoning."""
+    tiny_qwen2(folder, vocab_size=VOCAB_SIZE + 2, **options)  # type: ignore[arg-type]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in ("<think>", "</think>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": THINKING}))
+    return folder

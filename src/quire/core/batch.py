@@ -33,6 +33,7 @@ class NewSequence:
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str = ""
+    think_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

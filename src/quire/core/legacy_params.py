@@ -41,7 +41,6 @@ LEGACY_FIELDS: dict[str, LegacyField] = {
     "prompt_logprob_start": LegacyField((None, 0), _EXPERIMENT),
     "stream_interval": LegacyField((None, 1), _EXPERIMENT),
     "skip_reading_prefix_cache": LegacyField((None, False), "give the prompt its own cache_salt"),
-    "thinking_token_budget": LegacyField((None,), _EXPERIMENT),
     "repetition_detection": LegacyField((None,), _EXPERIMENT),
     "watermarking": LegacyField((None,), _EXPERIMENT),
     "routed_experts_prompt_start": LegacyField((None, 0), _EXPERIMENT),

@@ -1,21 +1,26 @@
 """How to choose tokens: SamplingParams and BeamSearchParams, with the names, defaults and bounds that users of vLLM know."""
 
 import enum
-import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from quire.core.bounds import (
+    INTEGER,
+    LARGEST,
+    LOGIT_BIAS_LIMIT,
+    MAX_STOP_STRING_BYTES,
+    NUMBER,
+    SAMPLING,
+    Field,
+    check_numbers,
+    is_finite,
+    short,
+)
 from quire.core.legacy_params import accepts_legacy
 from quire.core.structured import StructuredOutputsParams, structured_outputs
 from quire.errors import InvalidRequest
 
-MAX_N = 64
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_BYTES = 256
-MAX_LOGIT_BIAS = 300
-MAX_BAD_WORDS = 128
 MAX_SEED = 2**64 - 1
-LOGIT_BIAS_LIMIT = 100.0
 MIN_TEMPERATURE = 0.01  # below it, softmax of fp32 logits overflows into one-hot: the same tokens, fewer surprises
 
 
@@ -30,7 +35,8 @@ class RequestOutputKind(enum.IntEnum):
 @accepts_legacy
 @dataclass
 class SamplingParams:
-    """How to choose the tokens of one request. Fields, defaults and bounds are those of vLLM's SamplingParams.
+    """How to choose the tokens of one request. Fields, defaults and bounds are those of vLLM's SamplingParams; core/bounds.py lists
+    them.
 
     n                    sequences to return for the prompt, 1..64
     presence_penalty, frequency_penalty   [-2, 2], over generated tokens
@@ -43,6 +49,7 @@ class SamplingParams:
     max_tokens           None = up to the model length; min_tokens forbids eos and stop ids before that many
     logprobs             how many top log-probabilities a generated token; 0 = the chosen one alone, -1 = the whole vocabulary
     prompt_logprobs      the same for prompt tokens
+    thinking_token_budget  reasoning is ended after so many tokens; None = when the model ends it
     logit_bias           token id -> value added to its logit, clamped to ±100
     structured_outputs   what the output must look like: StructuredOutputsParams, or an object of its fields
     Raises InvalidRequest naming the field.
@@ -62,6 +69,7 @@ class SamplingParams:
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
+    thinking_token_budget: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     detokenize: bool = True
@@ -124,10 +132,16 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        _integer(self.beam_width, "beam_width", 1, MAX_N)
-        _integer(self.max_tokens, "max_tokens", 1, None)
-        _number(self.temperature, "temperature", 0.0, 2.0)
-        _number(self.length_penalty, "length_penalty", -10.0, 10.0)
+        for name, bound in _BEAM.items():
+            bound.check(name, getattr(self, name))
+
+
+_BEAM = {
+    "beam_width": Field(INTEGER, "sequences kept at each step", 1, 64),
+    "max_tokens": Field(INTEGER, "longest continuation", 1),
+    "temperature": Field(NUMBER, "of the scores", 0.0, 2.0),
+    "length_penalty": Field(NUMBER, "exponent of the length that scores are divided by", -10.0, 10.0),
+}
 
 
 def field_names() -> tuple[str, ...]:
@@ -136,39 +150,18 @@ def field_names() -> tuple[str, ...]:
 
 
 def _check_numbers(p: SamplingParams) -> None:
-    _integer(p.n, "n", 1, MAX_N)
-    _number(p.presence_penalty, "presence_penalty", -2.0, 2.0)
-    _number(p.frequency_penalty, "frequency_penalty", -2.0, 2.0)
-    _number(p.repetition_penalty, "repetition_penalty", 0.0, 100.0, above=True)
-    _number(p.temperature, "temperature", 0.0, 2.0)
-    _number(p.top_p, "top_p", 0.0, 1.0, above=True)
-    _number(p.min_p, "min_p", 0.0, 1.0)
-    _integer(p.top_k, "top_k", -1, None)
+    check_numbers(p)
     if p.top_k == -1:
         p.top_k = 0
     if p.seed is not None:
-        _integer(p.seed, "seed", -(2**63), MAX_SEED)
         p.seed %= 2**64
-    if p.max_tokens is not None:
-        _integer(p.max_tokens, "max_tokens", 1, 2**31 - 1)
-    _integer(p.min_tokens, "min_tokens", 0, 2**31 - 1)
     if p.max_tokens is not None and p.min_tokens > p.max_tokens:
         raise InvalidRequest(f"min_tokens {p.min_tokens} is above max_tokens {p.max_tokens}", "min_tokens")
-    for name in ("logprobs", "prompt_logprobs"):
-        if getattr(p, name) is not None:
-            _integer(getattr(p, name), name, -1, 2**31 - 1)
     if p.greedy and p.n > 1:
         raise InvalidRequest(f"n must be 1 at temperature 0 (all {p.n} sequences would be equal)", "n")
 
 
 def _check_strings(p: SamplingParams) -> None:
-    for name in (
-        "ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output",
-    ):  # fmt: skip
-        if not isinstance(getattr(p, name), bool):
-            raise InvalidRequest(f"{name} must be true or false, not {getattr(p, name)!r}", name)
-    if len(p.stop_strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop has {len(p.stop_strings)} strings, the limit is {MAX_STOP_STRINGS}", "stop")
     for text in p.stop_strings:
         if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_STOP_STRING_BYTES:
             raise InvalidRequest(f"a stop string must have 1 to {MAX_STOP_STRING_BYTES} bytes", "stop")
@@ -178,29 +171,8 @@ def _check_strings(p: SamplingParams) -> None:
         raise InvalidRequest(
             "ignore_eos and structured_outputs exclude each other: what is complete must end", "ignore_eos"
         )
-    if len(p.bad_words) > MAX_BAD_WORDS:
-        raise InvalidRequest(f"bad_words has {len(p.bad_words)} entries, the limit is {MAX_BAD_WORDS}", "bad_words")
     if any(not word for word in p.bad_words):
         raise InvalidRequest("bad_words holds an empty string", "bad_words")
-
-
-def _integer(value: Any, name: str, low: int, high: int | None) -> None:
-    bound = f"at least {low}" if high is None else f"between {low} and {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidRequest(f"{name} must be an integer {bound}, not {_short(value)}", name)
-
-
-def _number(value: Any, name: str, low: float, high: float, above: bool = False) -> None:
-    if not _is_finite(value) or value < low or value > high or (above and value <= low):
-        bound = f"in {'(' if above else '['}{low:g}, {high:g}]"
-        raise InvalidRequest(f"{name} must be a number {bound}, not {_short(value)}", name)
-
-
-def _is_finite(value: Any) -> bool:
-    """A number that is neither NaN nor infinite; an integer of any size is finite (and may not fit a float)."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _strings(value: Any, name: str) -> list[str]:
@@ -208,40 +180,38 @@ def _strings(value: Any, name: str) -> list[str]:
         return []
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(s, str) for s in items):
-        raise InvalidRequest(f"{name} must be a string or a list of strings, not {_short(value)}", name)
+        raise InvalidRequest(f"{name} must be a string or a list of strings, not {short(value)}", name)
+    SAMPLING[name].check(name, items)
     return list(items)
+
+
+_TOKEN_ID = Field(INTEGER, "id of a token", 0, LARGEST)
 
 
 def _token_ids(value: Any, name: str) -> list[int]:
     if value is None:
         return []
     if not isinstance(value, list | tuple | set | frozenset):
-        raise InvalidRequest(f"{name} must be a list of token ids, not {_short(value)}", name)
+        raise InvalidRequest(f"{name} must be a list of token ids, not {short(value)}", name)
     for token_id in value:
-        _integer(token_id, name, 0, 2**31 - 1)
+        _TOKEN_ID.check(name, token_id)
     return sorted(value) if isinstance(value, set | frozenset) else list(value)
 
 
 def _logit_bias(value: Any) -> dict[int, float] | None:
     if not value:
         return None
-    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
-        raise InvalidRequest(f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers", "logit_bias")
+    if not isinstance(value, dict):
+        raise InvalidRequest("logit_bias must map token ids to numbers", "logit_bias")
+    SAMPLING["logit_bias"].check("logit_bias", value)
     bias: dict[int, float] = {}
     for key, number in value.items():
         if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
             key = int(key)  # JSON objects have string keys
-        _integer(key, "logit_bias", 0, 2**31 - 1)
-        if not _is_finite(number):
+        _TOKEN_ID.check("logit_bias", key)
+        if not is_finite(number):
             raise InvalidRequest(
-                f"logit_bias of token {key} must be a finite number, not {_short(number)}", "logit_bias"
+                f"logit_bias of token {key} must be a finite number, not {short(number)}", "logit_bias"
             )
         bias[key] = float(max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, number)))
     return bias
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -19,6 +19,8 @@ class Request:
     emitted_token_ids    for a replay after an engine died: tokens of each sequence that its client already has;
                          generation goes on after them. Empty for a new request
     grammar              what the output must match, in llguidance's form; "" = anything
+    think_token_ids      (begin, end): the marks around the reasoning that params.thinking_token_budget bounds; begin -1 = the prompt
+                         has begun it. Empty = no budget
     """
 
     id: str
@@ -30,3 +32,4 @@ class Request:
     cache_salt: str = ""
     emitted_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str = ""
+    think_token_ids: tuple[int, ...] = ()

@@ -66,7 +66,7 @@ class Sequence:
         wanted = request.params.prompt_logprobs is not None and index == 0 and not emitted
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if wanted else None
         self.decode_row = ScheduledSequence(seq_id, 1)
-        unguided = not request.bad_words_token_ids and not request.grammar
+        unguided = not (request.bad_words_token_ids or request.grammar or request.think_token_ids)
         self.runs_alone = unguided and _is_chosen_simply(request.params)
 
     @property
@@ -115,6 +115,7 @@ class Sequence:
 def _is_chosen_simply(params: SamplingParams) -> bool:
     """Whether each token is the likeliest or drawn from all, and nothing else is asked about it."""
     penalties = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
+            think_token_ids=self.request.think_token_ids,
     edits = params.allowed_token_ids or params.logit_bias or params.min_tokens
     filters = not params.greedy and (params.top_p < 1 or params.top_k or params.min_p)
     return params.logprobs is None and not (penalties or edits or filters)

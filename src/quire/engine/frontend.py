@@ -19,11 +19,13 @@ from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
 from quire.text.grammar import MAX_CLOSING, GrammarChecker, GrammarCompiler
 from quire.text.isolated_grammar import IsolatedChecker
+from quire.text.reasoning import think
 from quire.text.tokenizer import Tokenizer
 
 # No vocabulary in use spends more bytes on a token over a whole prompt; longer texts are refused before they are tokenised.
 MAX_BYTES_A_TOKEN = 64
 MAX_SALT_BYTES = 256
+TAIL_TOKENS = 8  # of a prompt, enough to see whether it ends with a mark and whitespace
 
 
 class Frontend:
@@ -132,6 +134,7 @@ class Frontend:
             priority=priority,
             cache_salt=_checked_salt(parsed.cache_salt or cache_salt),
             grammar=self._grammar(params),
+            think_token_ids=self._think_ids(params, parsed.text, token_ids),
         )
         return RequestStream(request, self.tokenizer, label=label, prompt=parsed.text)
 
@@ -215,6 +218,24 @@ class Frontend:
         if self._isolated_in is not None:
             return IsolatedChecker(self._isolated_in, self.vocab_size, eos_token_ids)
         return GrammarCompiler(tokenizer, self.vocab_size, eos_token_ids)
+
+    def _think_ids(self, params: SamplingParams, prompt: str | None, token_ids: list[int]) -> tuple[int, ...]:
+        """The marks around reasoning whose length the params bound."""
+        if params.thinking_token_budget is None:
+            return ()
+        if params.structured_outputs is not None:
+            raise InvalidRequest(
+                "an output of a given form has no reasoning before it; leave out thinking_token_budget",
+                "thinking_token_budget",
+            )
+        tokenizer = self._need_tokenizer("thinking_token_budget")
+        begin, end = (tokenizer.token_to_id(mark) for mark in think.MARKS)
+        if end is None:
+            raise InvalidRequest(
+                f"this model has no token {think.END} that could end its reasoning", "thinking_token_budget"
+            )
+        tail = prompt if prompt is not None else tokenizer.decode(token_ids[-TAIL_TOKENS:], skip_special_tokens=False)
+        return (-1 if begin is None or think.has_begun(tail) else begin, end)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         found: list[tuple[int, ...]] = []

@@ -1,7 +1,7 @@
 """Sampler: logits to tokens. Every row's result depends on that row alone, whatever else is in the batch.
 
-Order, as in vLLM: log-probabilities of the raw logits are kept; allowed_token_ids, bad words, min_tokens, logit_bias; grammar; penalties;
-the most likely token where temperature is 0; else temperature, min_p, top_k, top_p and a draw.
+Order, as in vLLM: log-probabilities of the raw logits are kept; allowed_token_ids, bad words, min_tokens, logit_bias; grammar; budget
+for thinking; penalties; the most likely token where temperature is 0; else temperature, min_p, top_k, top_p and a draw.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from quire.runner.memory_plan import SAMPLER_WORKSPACE_BYTES
 from quire.runner.philox import uniforms
 from quire.runner.sampling_table import NO_LOGPROBS, SamplingTable
 from quire.runner.sequence_table import Rows, SequenceTable
+from quire.runner.thinking import end_thinking
 from quire.runner.transfer import Arrays, OneCopy
 
 WORKSPACE_BYTES_PER_LOGIT = 48  # the hungriest of draw, penalties and logprobs, with its copies
@@ -124,6 +125,7 @@ class Sampler:
             logits = raw.clone()
             apply_edits(logits, rows, self.table, self.sampling)
             self.grammars.constrain(logits, rows, self.table)
+            end_thinking(logits, rows, self.table)
         penalised = np.flatnonzero(self.sampling.penalised(rows))
         if len(penalised):
             index = torch.from_numpy(penalised).to(raw.device)

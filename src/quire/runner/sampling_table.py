@@ -12,7 +12,7 @@ NO_LOGPROBS = -2  # in num_logprobs; -1 means the whole vocabulary
 class SamplingTable:
     """Parameters of R rows: all arrays [R].
 
-    edits         whether the row has allowed_token_ids, bad words, min_tokens logit_bias or a grammar
+    edits         whether the row has allowed_token_ids, bad words, min_tokens, logit_bias, a grammar or a budget for thinking
     num_logprobs  top log-probabilities a token, -1 = all, NO_LOGPROBS = none
     """
 
@@ -39,7 +39,7 @@ class SamplingTable:
         self.frequency[row], self.presence[row] = p.frequency_penalty, p.presence_penalty
         self.seed[row], self.index[row] = p.seed or 0, sequence.index
         single_tokens = p.allowed_token_ids or p.logit_bias or p.min_tokens or sequence.bad_words_token_ids
-        self.edits[row] = bool(single_tokens or sequence.grammar)
+        self.edits[row] = bool(single_tokens or sequence.grammar or sequence.think_token_ids)
         self.num_logprobs[row] = NO_LOGPROBS if p.logprobs is None else p.logprobs
         wanted = p.prompt_logprobs if sequence.index == 0 else None
         self.num_prompt_logprobs[row] = NO_LOGPROBS if wanted is None else wanted

@@ -22,6 +22,11 @@ def shows_reasoning(template: str) -> bool:
     return BEGIN in template or END in template
 
 
+def has_begun(prompt: str) -> bool:
+    """Whether the output of this prompt is reasoning from its first character on."""
+    return prompt.rstrip().endswith(BEGIN)
+
+
 class ThinkSplitter:
     """Splits one output.
 
@@ -29,7 +34,7 @@ class ThinkSplitter:
     """
 
     def __init__(self, prompt: str = "") -> None:
-        self._mark = END if prompt.rstrip().endswith(BEGIN) else BEGIN  # what is looked for; "" = nothing any more
+        self._mark = END if has_begun(prompt) else BEGIN  # what is looked for; "" = nothing any more
         self._held = ""
         self._at_start = True  # whitespace here is not shown: of the reasoning, or of the answer after it
 

@@ -1,0 +1,38 @@
+"""Budgets for thinking: reasoning that has taken its tokens is ended by its own mark, which no other token can then be chosen over.
+
+Whether it is time follows from a sequence's tokens alone, so a preempted or replayed sequence ends where it would have.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.runner.sequence_table import Rows, SequenceTable
+
+MAX_BEFORE = 4  # tokens of whitespace that may stand before the mark which begins
+
+
+def end_thinking(logits: Tensor, rows: Rows, table: SequenceTable) -> None:
+    """Leaves only the end mark possible in logits [n, V], in place, of those sequences `rows` [n] whose budget is spent."""
+    for place, row in enumerate(rows.tolist()):
+        if table.entries[row].think_token_ids and is_spent(row, table):
+            end = table.entries[row].think_token_ids[1]
+            value = logits[place, end].clone()
+            logits[place] = float("-inf")
+            # The mark may have been forbidden by other wishes; the budget comes first.
+            logits[place, end] = torch.nan_to_num(value, neginf=0.0)
+
+
+def is_spent(row: int, table: SequenceTable) -> bool:
+    """Whether exactly the budget has been thought, and the end mark has not come: it is forced once, at that place."""
+    sequence = table.entries[row]
+    begin, end = sequence.think_token_ids
+    first, last = int(table.num_prompt[row]), int(table.num_tokens[row])
+    if begin >= 0:
+        marks = np.flatnonzero(table.token_ids[row, first : min(last, first + MAX_BEFORE)] == begin)
+        if not len(marks):
+            return False
+        first += int(marks[0]) + 1
+    if last - first != sequence.params.thinking_token_budget:
+        return False
+    return not (table.token_ids[row, first:last] == end).any()
