@@ -140,8 +140,7 @@ def pointwise_rows(shape: str, tokens: int) -> Iterator[dict[str, Any]]:
         "rms_norm": ((x, weight, 1e-6), 2 * x.numel()),
         "add_rms_norm": ((x, residual, weight, 1e-6), 4 * x.numel()),
         "silu_mul": ((wide,), wide.numel() * 3 // 2),
-        "rotary": ((q, k, positions, table), 2 * (q.numel() + k.numel())),
-        "write_kv": ((k, v, kv, slots), 4 * k.numel()),
+        "rotary_write_kv": ((q, k, v, positions, table, kv, slots), 2 * q.numel() + 4 * k.numel()),
     }
     ops, modules = specs(), implementations("triton")
     for name, (arguments, values) in cases.items():

@@ -32,8 +32,8 @@ class TinyLayer:
         x = self.ops.rms_norm(self.ops.embedding(fwd.input_ids, self.embedding), self.norm, 1e-6)
         qkv = self.ops.linear(x, self.qkv).view(-1, HEADS + 2 * KV_HEADS, HEAD_SIZE)
         q, k, v = qkv.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
-        q, k = self.ops.rotary(q, k, fwd.positions, self.cos_sin)
-        self.ops.write_kv(k, v, fwd.kv_caches[0], fwd.slot_mapping)
+        kv = fwd.kv_caches[0]
+        q, _ = self.ops.rotary_write_kv(q, k, v, fwd.positions, self.cos_sin, kv, fwd.slot_mapping)
         out = self.ops.paged_attention(q, fwd.kv_caches[0], fwd, HEAD_SIZE**-0.5)
         return (self.ops.linear(out.flatten(1)[fwd.logits_indices], self.head).float(),)
 

@@ -3,28 +3,41 @@
 from torch import Tensor, nn
 
 from quire.layers.build import Build
+from quire.layers.rotary import Rotary
 from quire.ops.forward_batch import ForwardBatch
 
 
 class Attention(nn.Module):
     """Writes this step's keys and values into the cache of layer `layer`, then attends to all that its sequence has there.
 
+    rope    turns queries and keys by their positions first; None = positions are not its business
     scale   multiplies q·k before softmax; None = head_dim ** -0.5
     window  a token sees itself and the window-1 tokens before it; 0 = all before it
     """
 
     def __init__(
-        self, build: Build, layer: int, num_heads: int, head_dim: int, scale: float | None = None, window: int = 0
+        self,
+        build: Build,
+        layer: int,
+        num_heads: int,
+        head_dim: int,
+        rope: Rotary | None = None,
+        scale: float | None = None,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.ops = build.ops
         self.layer = layer
         self.out_size = num_heads * head_dim
+        self.rope = rope
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window = window
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, fwd: ForwardBatch) -> Tensor:
-        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq · D]."""
+        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq · D]; gives q and k away."""
         kv = fwd.kv_caches[self.layer]
-        self.ops.write_kv(k, v, kv, fwd.slot_mapping)
+        if self.rope is None:
+            self.ops.write_kv(k, v, kv, fwd.slot_mapping)
+        else:
+            q = self.rope(fwd.positions, q, k, v, kv, fwd.slot_mapping)
         return self.ops.paged_attention(q, kv, fwd, self.scale, self.window).view(-1, self.out_size)

@@ -149,7 +149,7 @@ class Rotary(nn.Module):
 
     def __init__(self, build: Build, rope: RopeConfig, head_dim: int) -> None:
         super().__init__()
-        self.rotary = build.ops.rotary
+        self.rotary_write_kv = build.ops.rotary_write_kv
         self.rope = rope
         empty = torch.empty(build.max_model_len, head_dim, dtype=torch.float32, device=build.device)
         self.register_buffer("cos_sin", empty, persistent=False)
@@ -159,6 +159,6 @@ class Rotary(nn.Module):
         num_positions, head_dim = self.cos_sin.shape
         self.cos_sin = self.rope.table(head_dim, num_positions).to(device)
 
-    def forward(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [T], q [T, Hq, D], k [T, Hkv, D] -> (q, k) rotated; gives q and k away."""
-        return self.rotary(q, k, positions, self.cos_sin)
+    def forward(self, positions: Tensor, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, slot_mapping: Tensor) -> Tensor:
+        """positions [T], q [T, Hq, D], k and v [T, Hkv, D] -> q rotated; k rotated and v go to their slots of kv. Gives q and k away."""
+        return self.rotary_write_kv(q, k, v, positions, self.cos_sin, kv, slot_mapping)[0]

@@ -47,14 +47,11 @@ class SelfAttention(nn.Module):
     def __init__(self, c: Config, build: Build, rope: Rotary, layer: int) -> None:
         super().__init__()
         self.qkv_proj = QkvLinear(build, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.attention_bias)
-        self.rope = rope
-        self.attend = Attention(build, layer, c.num_heads, c.head_dim)
+        self.attend = Attention(build, layer, c.num_heads, c.head_dim, rope)
         self.o_proj = Linear(build, c.num_heads * c.head_dim, c.hidden_size, c.attention_bias)
 
-    def forward(self, x: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
-        q, k, v = self.qkv_proj(x)
-        q, k = self.rope(positions, q, k)
-        out: Tensor = self.o_proj(self.attend(q, k, v, fwd))
+    def forward(self, x: Tensor, fwd: ForwardBatch) -> Tensor:
+        out: Tensor = self.o_proj(self.attend(*self.qkv_proj(x), fwd))
         return out
 
 
@@ -66,11 +63,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(build, c.hidden_size, c.eps)
         self.mlp = GatedMlp(build, c.hidden_size, c.inner_size, c.mlp_bias)
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None, positions: Tensor, fwd: ForwardBatch
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, positions, fwd)
+        x = self.self_attn(x, fwd)
         x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
@@ -83,16 +78,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(c, build, self.rope, i) for i in range(c.num_layers))
         self.norm = RmsNorm(build, c.hidden_size, c.eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+    def forward(self, input_ids: Tensor, fwd: ForwardBatch) -> Tensor:
         x, residual = self.embed_tokens(input_ids), None
         for layer in self.layers:
-            x, residual = layer(x, residual, positions, fwd)
+            x, residual = layer(x, residual, fwd)
         out: Tensor = self.norm.add(x, residual)[0]
         return out
 
 
 class Model(nn.Module):
-    """input_ids [T], positions [T] -> hidden [T, H]."""
+    """input_ids [T] -> hidden [T, H]; positions are those of the ForwardBatch."""
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__()
@@ -100,7 +95,7 @@ class Model(nn.Module):
         self.lm_head = LmHead(build, config.vocab_size, config.hidden_size, config.tied)
 
     def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
-        hidden: Tensor = self.model(input_ids, positions, fwd)
+        hidden: Tensor = self.model(input_ids, fwd)
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Ops:
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
     layer_norm: Callable[..., Tensor]
     silu_mul: Callable[..., Tensor]
-    rotary: Callable[..., tuple[Tensor, Tensor]]
+    rotary_write_kv: Callable[..., tuple[Tensor, Tensor]]
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
     greedy: Callable[..., Tensor]

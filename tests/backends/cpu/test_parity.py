@@ -26,8 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def test_a_forward_pass_needs_no_reference() -> None:
     """Every operator of a model's forward pass has a CPU kernel; those of captured steps need none."""
-    forward = {"linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "rotary", "write_kv"}
-    assert forward | {"paged_attention", "greedy"} <= set(MODULES) <= set(SPECS)
+    forward = {"linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "write_kv"}
+    assert forward | {"rotary_write_kv", "paged_attention", "greedy"} <= set(MODULES) <= set(SPECS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -172,7 +172,7 @@ def test_views_of_one_packed_row(dtype: torch.dtype, isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["greedy", "linear", "rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "rotary", "write_kv"]
+    "op", ["greedy", "linear", "rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "rotary_write_kv", "write_kv"]
 )
 def test_half_precision_takes_the_reference(op: str) -> None:
     spec = SPECS[op]

@@ -116,8 +116,9 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     yield "layer_norm", {"x": make(4, 768), "weight": make(768), "bias": make(768), "eps": 1e-5}
     yield "silu_mul", {"x": make(4, 2 * 18944)}
     positions = torch.zeros(4, dtype=torch.int64)
-    yield "rotary", {"q": qkv[:, :28], "k": qkv[:, 28:32], "positions": positions, "cos_sin": torch.zeros(32, 128)}
-    yield "write_kv", {"k": qkv[:, 28:32], "v": qkv[:, 32:], "kv": make(2, 3, 16, 4, 128), "slot_mapping": positions}
+    keys_values = {"k": qkv[:, 28:32], "v": qkv[:, 32:], "kv": make(2, 3, 16, 4, 128), "slot_mapping": positions}
+    yield "rotary_write_kv", {"q": qkv[:, :28], "positions": positions, "cos_sin": torch.zeros(32, 128), **keys_values}
+    yield "write_kv", keys_values
     yield "greedy", {"logits": make(4, 152_064)}
     for name in ("draw_tokens", "place_tokens", "take_tokens"):
         yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is made for Linux alone")
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
 SHARED_BYTES = 232_448
 KERNELS = {
-    "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_kernel", "write_kv_kernel",
+    "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_write_kv_kernel", "write_kv_kernel",
     "decode_kernel", "combine_kernel", "prefill_kernel", "gemv_kernel", "few_rows_kernel",
     "greedy_parts_kernel", "greedy_merge_kernel", "place_tokens_kernel", "take_tokens_kernel",
     "draw_parts_kernel", "draw_merge_kernel",
