@@ -341,8 +341,11 @@ def test_values_that_cannot_be_honoured(http, fields):
         {"chat_template_kwargs": 1}, {"echo": True},
         {"tools": [{"type": "function"}]}, {"tool_choice": "required"}, {"functions": [{}]},
         {"best_of": 2}, {"use_beam_search": True},
-        {"chat_template": "{{ 1 }}"}, {"truncate_prompt_tokens": 5}, {"modalities": ["audio"]}, {"logits_processors": ["os.system"]},
-        {"thinking_token_budget": 5}, {"documents": [{}]}, {"length_penalty": 2.0}, {"vllm_xargs": {"a": 1}},
+        {"chat_template": "{{ 1 }}"}, {"truncate_prompt_tokens": 0}, {"truncate_prompt_tokens": -2}, {"truncation_side": "up"}, {"modalities": ["audio"]}, {"logits_processors": ["os.system"]},
+        {"thinking_token_budget": -1}, {"thinking_budget": 0.5}, {"documents": [{}]}, {"reasoning_effort": "huge"}, {"best_of": 3, "n": 2},
+        {"function_call": {"name": "f"}}, {"functions": [{"name": "f"}], "function_call": {"name": "g"}},
+        {"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "g"}}]},
+        {"length_penalty": 2.0}, {"vllm_xargs": {"a": 1}},
     ],
 )  # fmt: skip
 def test_chat_fields_that_cannot_be_honoured(http, fields):
@@ -387,6 +390,26 @@ def test_fields_that_ask_for_nothing_are_no_error(http):
     }  # fmt: skip
     response = chat(http, **neutral)
     assert response.status_code == 200 and "x-quire-ignored" not in response.headers
+
+
+def test_prompts_are_cut_where_that_is_asked_for(http):
+    def kept(**fields):
+        answer = text(http, prompt=[1, 2, 3, 4, 5], return_token_ids=True, **fields).json()
+        return answer["choices"][0]["prompt_token_ids"]
+
+    assert kept(truncate_prompt_tokens=3) == [3, 4, 5] and kept(truncate_prompt_tokens=9) == [1, 2, 3, 4, 5]
+    assert kept(truncate_prompt_tokens=2, truncation_side="right") == [1, 2]
+    long = text(http, prompt=[1] * 5000, truncate_prompt_tokens=-1, max_tokens=6)
+    assert long.json()["usage"] == {**long.json()["usage"], "prompt_tokens": MAX_LEN - 6, "completion_tokens": 6}
+
+
+def test_an_answer_that_begins_with_what_it_goes_on_with(http):
+    messages = [*MESSAGES, {"role": "assistant", "content": "Once upon"}]
+    fields = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False, "seed": 1}
+    plain = chat(http, **fields).json()["choices"][0]["message"]["content"]
+    assert chat(http, **fields, echo=True).json()["choices"][0]["message"]["content"] == "Once upon" + plain
+    deltas = [c["choices"][0]["delta"].get("content", "") for c in events(chat(http, **fields, echo=True, stream=True))]
+    assert "".join(deltas) == "Once upon" + plain
 
 
 def test_fields_that_nobody_knows_are_named_and_logged_once(http, server):

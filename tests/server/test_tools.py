@@ -109,6 +109,41 @@ def test_the_answers_of_tools_go_back_in(http):
     assert choice(http, messages=messages, max_tokens=5)["message"]["content"] is not None
 
 
+def legacy(http, **fields):
+    body = {
+        "messages": MESSAGES,
+        "max_tokens": 300,
+        "seed": 1,
+        "functions": [WEATHER["function"], {"name": "clock"}],
+        **fields,
+    }
+    return http.post("/v1/chat/completions", json=body)
+
+
+def test_functions_of_long_ago(http):
+    found = legacy(http, function_call={"name": "weather"}).json()["choices"][0]
+    call = found["message"]["function_call"]
+    assert found["finish_reason"] == "function_call" and found["message"]["content"] is None
+    assert "tool_calls" not in found["message"] and call["name"] == "weather"
+    jsonschema.validate(json.loads(call["arguments"]), PARAMETERS)
+    text = legacy(http, function_call={"name": "weather"}, stream=True).text
+    chunks = [json.loads(line[6:])["choices"][0] for line in text.split("\n\n") if line.startswith("data: {")]
+    deltas = [c["delta"]["function_call"] for c in chunks if "function_call" in c["delta"]]
+    assert (
+        deltas[0] == {"name": "weather", "arguments": ""}
+        and "".join(d["arguments"] for d in deltas) == call["arguments"]
+    )
+    assert chunks[-1]["finish_reason"] == "function_call"
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "weather", "content": "rain"},
+    ]
+    for choice in ("none", "auto", None):
+        answer = legacy(http, messages=messages, function_call=choice, max_tokens=5)
+        assert answer.status_code == 200 and "function_call" not in answer.json()["choices"][0]["message"]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -116,7 +151,7 @@ def test_the_answers_of_tools_go_back_in(http):
         {"tools": [{"type": "function", "function": {"name": "a b"}}]}, {"tools": [WEATHER, WEATHER]}, {"tools": [CLOCK] * 200},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, {"tools": None, "tool_choice": "required"},
         {"tool_choice": "always"}, {"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, {"tool_choice": {}},
-        {"response_format": {"type": "json_object"}}, {"functions": [{"name": "f"}]}, {"function_call": {"name": "f"}},
+        {"response_format": {"type": "json_object"}}, {"functions": [{"name": "f"}]}, {"function_call": {"name": "f"}}, {"functions": [1]},
         {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "bogus"}}}]},
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from quire.errors import InvalidRequest
 INTEGER, NUMBER, BOOLEAN, STRING, OBJECT = "integer", "number", "boolean", "string", "object"
 STRINGS, TOKEN_IDS, LIST = "list of strings", "list of token ids", "list"
 LISTS = (STRINGS, TOKEN_IDS, LIST)
+_SIZES = {"array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
 LARGEST = 2**31 - 1
 MAX_STOP_STRING_BYTES = 256
 LOGIT_BIAS_LIMIT = 100.0
@@ -60,19 +61,16 @@ class Field:
         noun = self.kind if self.kind in LISTS else f"{'an' if self.kind == OBJECT else 'a'} {self.kind}"
         return noun if self.high is None else f"{noun}, at most {self.high:g} entries"
 
-    def json_schema(self) -> dict[str, Any]:
-        """The range in JSON Schema's words."""
-        names = ("minimum", "maximum")
-        if self.kind in LISTS:
-            names = ("minItems", "maxItems")
-        elif self.kind == OBJECT:
-            names = ("minProperties", "maxProperties")
-        found: dict[str, Any] = {"description": self.meaning}
-        if self.low is not None:
-            found["exclusiveMinimum" if self.above else names[0]] = self.low
-        if self.high is not None:
-            found[names[1]] = self.high
-        return found
+    @property
+    def json_type(self) -> str:
+        """Its type in JSON Schema's words."""
+        return "array" if self.kind in LISTS else self.kind
+
+    def json_schema(self) -> dict[str, float]:
+        """Its range in JSON Schema's words."""
+        low, high = _SIZES.get(self.json_type, ("minimum", "maximum"))
+        low = "exclusiveMinimum" if self.above else low
+        return {name: value for name, value in ((low, self.low), (high, self.high)) if value is not None}
 
     def _holds(self, value: float) -> bool:
         if self.low is not None and (value <= self.low if self.above else value < self.low):

@@ -6,6 +6,7 @@ import functools
 import random
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from quire.config import EngineArgs, EngineConfig
@@ -113,17 +114,25 @@ class Frontend:
         cache_salt: str = "",
         add_special_tokens: bool = True,
         cap_max_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        truncation_side: str = "left",
     ) -> RequestStream:
         """Validates, tokenises and fills in what was left open; hand `.request` to an engine and its outputs to `.push`.
 
         prompt          text, token ids, or a dict (see prompts.py)
         label           the caller's name for the request; the engine's own id is random
         cap_max_tokens  max_tokens beyond the model length is cut to what fits; False: it is refused
+        truncate_prompt_tokens  longer prompts are cut to so many tokens, at truncation_side; -1 = to what max_tokens leaves
         Raises InvalidRequest, ContextLengthExceeded.
         """
         parsed = parse_prompt(prompt)
         params = self._own_copy(params)
         token_ids = self._token_ids(parsed, add_special_tokens)
+        if truncate_prompt_tokens is not None:
+            whole = len(token_ids)
+            token_ids = self._cut(token_ids, truncate_prompt_tokens, truncation_side, params.max_tokens)
+            parsed = parsed if len(token_ids) == whole else replace(parsed, text=None)
+        self._check_ids(token_ids)
         self._complete(params, len(token_ids), cap_max_tokens)
         request = Request(
             id=secrets.token_hex(16),
@@ -134,7 +143,7 @@ class Frontend:
             priority=priority,
             cache_salt=_checked_salt(parsed.cache_salt or cache_salt),
             grammar=self._grammar(params),
-            think_token_ids=self._think_ids(params, parsed.text, token_ids),
+            think_token_ids=self._think_ids(params, token_ids),
         )
         return RequestStream(request, self.tokenizer, label=label, prompt=parsed.text)
 
@@ -144,6 +153,13 @@ class Frontend:
             ids = self.tokenize(parsed.text or "", add_special_tokens)
         if not ids:
             raise InvalidRequest("the prompt is empty; it needs at least one token", "prompt")
+        return ids
+
+    def _cut(self, ids: list[int], num_kept: int, side: str, max_tokens: int | None) -> list[int]:
+        num_kept = max(1, self.max_model_len - (max_tokens or 1)) if num_kept < 0 else num_kept
+        return ids[-num_kept:] if side == "left" else ids[:num_kept]
+
+    def _check_ids(self, ids: list[int]) -> None:
         check_token_ids(ids, self.vocab_size, "prompt")
         if len(ids) >= self.max_model_len:
             raise ContextLengthExceeded(
@@ -151,7 +167,6 @@ class Frontend:
                 f"token of output too; shorten the prompt or raise max_model_len",
                 "prompt",
             )
-        return ids
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt. A text that already begins with BOS (a chat template wrote it) does not get a second one."""
@@ -219,7 +234,7 @@ class Frontend:
             return IsolatedChecker(self._isolated_in, self.vocab_size, eos_token_ids)
         return GrammarCompiler(tokenizer, self.vocab_size, eos_token_ids)
 
-    def _think_ids(self, params: SamplingParams, prompt: str | None, token_ids: list[int]) -> tuple[int, ...]:
+    def _think_ids(self, params: SamplingParams, token_ids: list[int]) -> tuple[int, ...]:
         """The marks around reasoning whose length the params bound."""
         if params.thinking_token_budget is None:
             return ()
@@ -234,7 +249,7 @@ class Frontend:
             raise InvalidRequest(
                 f"this model has no token {think.END} that could end its reasoning", "thinking_token_budget"
             )
-        tail = prompt if prompt is not None else tokenizer.decode(token_ids[-TAIL_TOKENS:], skip_special_tokens=False)
+        tail = tokenizer.decode(token_ids[-TAIL_TOKENS:], skip_special_tokens=False)
         return (-1 if begin is None or think.has_begun(tail) else begin, end)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:

@@ -1,5 +1,7 @@
 """Errors as OpenAI's clients read them: {"error": {"message", "type", "param", "code"}}, the status from the error's type."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -33,6 +35,16 @@ class InternalError(ServerError):
     """A fault of ours; its text stays in the log."""
 
     code = "internal_error"
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors name the field that the caller wrote, where it was brought to another one first."""
+    try:
+        yield
+    except ClientError as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
 
 
 def error_body(error: QuireError) -> dict[str, Any]:

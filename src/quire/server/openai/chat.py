@@ -1,36 +1,21 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from quire.errors import InvalidRequest
 from quire.outputs import CompletionOutput, RequestOutput
-from quire.server.body import off_loop
 from quire.server.generation import Generation
 from quire.server.openai.answers import AnswerReader, Manner
-from quire.server.openai.constraints import constraint
-from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body, start
+from quire.server.openai.conversation import begin
+from quire.server.openai.endpoint import Call, encoder, json_response, read_request, request_body
 from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
-from quire.server.openai.schemas import ChatCompletionRequest, sampling_params
-from quire.server.openai.shapes import (
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChunkChoice,
-    Delta,
-    Usage,
-    usage,
-)
-from quire.server.openai.tools import Tools, plan, tools_of
+from quire.server.openai.schemas import ChatCompletionRequest
+from quire.server.openai.shapes import ChatChoice, ChatChunk, ChatCompletion, ChunkChoice, Delta, Usage, usage
 from quire.server.serving import Serving
 from quire.server.sse import DONE, EventStream, event, until_client_gone
-from quire.text.reasoning import think
-from quire.text.reasoning.think import shows_reasoning
-from quire.text.tools.plain_json import with_instructions
 
 router = APIRouter()
 
@@ -39,7 +24,7 @@ router = APIRouter()
 async def chat_completions(http: Request) -> Response:
     """The next message of a chat."""
     request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")
-    generation, manner = await _start(request, call)
+    generation, manner = await begin(request, call)
     if request.stream:
         return EventStream(ChatStream(request, call, generation, manner).events(), generation.close, call.headers)
     try:
@@ -49,69 +34,6 @@ async def chat_completions(http: Request) -> Response:
     return json_response(_completion(request, call, results[0], manner), call)
 
 
-async def _start(request: ChatCompletionRequest, call: Call) -> tuple[Generation, Manner]:
-    serving = call.serving
-    offered = tools_of(request)
-    template = serving.frontend.templates().pick(tools=offered).source
-    tools = plan(request, offered, template)
-    constrained = constraint(request)
-    if constrained is not None and tools.offered is not None:
-        raise InvalidRequest("an output of a given form and tools exclude each other; tool_choice none", "tools")
-    # What the grammar writes is the answer: there is no reasoning before it.
-    splits = constrained is None and tools.forced is None and shows_reasoning(template)
-    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    params = sampling_params(
-        request,
-        {"max_tokens": None, **serving.frontend.generation.sampling},
-        max_logprobs=serving.args.max_logprobs,
-        max_tokens=asked,
-        logprobs=_num_top_logprobs(request),
-        structured_outputs=constrained or tools.forced,
-        skip_special_tokens=_skip_special(request, serving, tools, splits),
-    )
-    prompt = await off_loop(call.num_bytes, lambda: render(request, serving, tools))
-    special = bool(request.add_special_tokens)
-    generation = await start(call, request, [prompt], params, add_special_tokens=special, cap_max_tokens=asked is None)
-    shows = request.include_reasoning is not False
-    return generation, Manner(prompt, splits, shows, tools.format, request.parallel_tool_calls is False)
-
-
-def _skip_special(request: ChatCompletionRequest, serving: Serving, tools: Tools, splits: bool) -> bool | None:
-    """False if a mark that is looked for in the text is a special token; None = as the caller said."""
-    tokenizer = serving.frontend.tokenizer
-    marks = (*(tools.format.marks if tools.format else ()), *(think.MARKS if splits else ()))
-    if tokenizer is None or request.skip_special_tokens is not None:
-        return None
-    ids = [tokenizer.token_to_id(mark) for mark in marks]
-    return False if any(i is not None and tokenizer.is_special(i) for i in ids) else None
-
-
-def render(request: ChatCompletionRequest, serving: Serving, tools: Tools) -> str:
-    """The prompt text of the messages. Raises InvalidRequest."""
-    if request.echo:
-        raise InvalidRequest("echo is not implemented for chats; use /v1/completions", "echo")
-    continuing = bool(request.continue_final_message)
-    opening = request.add_generation_prompt
-    messages = [message.model_dump(exclude_unset=True) for message in request.messages]
-    in_template = tools.format is None or tools.format.in_template
-    if tools.offered is not None and not in_template:
-        messages = with_instructions(messages, tools.offered)
-    return serving.frontend.chat_prompt(
-        messages,
-        tools=tools.offered if in_template else None,
-        add_generation_prompt=not continuing if opening is None else opening,
-        continue_final_message=continuing,
-        template_kwargs=request.chat_template_kwargs,
-    )
-
-
-def _num_top_logprobs(request: ChatCompletionRequest) -> Any:
-    """How many likely tokens are wanted a position; None = no log-probabilities."""
-    if request.top_logprobs is not None and not request.logprobs:
-        raise InvalidRequest("top_logprobs need logprobs to be true", "top_logprobs")
-    return (request.top_logprobs or 0) if request.logprobs else None
-
-
 def _writer(request: ChatCompletionRequest, serving: Serving) -> LogprobWriter:
     as_ids = bool(request.return_tokens_as_token_ids)
     return LogprobWriter(serving.frontend.tokenizer, int(request.top_logprobs or 0), as_ids)
@@ -119,11 +41,15 @@ def _writer(request: ChatCompletionRequest, serving: Serving) -> LogprobWriter:
 
 def _completion(request: ChatCompletionRequest, call: Call, result: RequestOutput, manner: Manner) -> ChatCompletion:
     writer = _writer(request, call.serving)
+    readers = [AnswerReader(manner) for _ in result.outputs]
     completion = ChatCompletion(
         **call.head,
-        choices=[_choice(request, output, writer, AnswerReader(manner)) for output in result.outputs],
+        choices=[_choice(request, output, writer, reader) for output, reader in zip(result.outputs, readers)],
         usage=usage(
-            len(result.prompt_token_ids), sum(len(o.token_ids) for o in result.outputs), result.num_cached_tokens
+            len(result.prompt_token_ids),
+            sum(len(output.token_ids) for output in result.outputs),
+            result.num_cached_tokens,
+            sum(reader.num_reasoning_tokens for reader in readers),
         ),
     )
     if request.prompt_logprobs is not None:
@@ -138,7 +64,7 @@ def _choice(
 ) -> ChatChoice:
     return ChatChoice(
         index=output.index,
-        message=reader.message(output.text),
+        message=reader.message(output.text, output.token_ids),
         finish_reason=reader.finish_reason(output.finish_reason),
         logprobs=None if output.logprobs is None else writer.chat(output.logprobs),
         stop_reason=output.stop_reason,
@@ -192,7 +118,7 @@ class ChatStream:
 
     def _news(self, output: CompletionOutput, reader: AnswerReader) -> list[ChunkChoice]:
         """A choice for each piece of the message; what belongs to tokens goes with the first, though its text may be held back."""
-        deltas = reader.deltas(output.text, output.finish_reason is not None)
+        deltas = reader.deltas(output.text, output.finish_reason is not None, output.token_ids)
         told = bool(output.logprobs) or bool(self._request.return_token_ids and output.token_ids)
         choices = [ChunkChoice(output.index, delta) for delta in deltas or [Delta(content="")] * told]
         if choices and output.logprobs is not None:
@@ -208,4 +134,5 @@ class ChatStream:
         return chunk
 
     def _usage(self) -> Usage:
-        return usage(self._generation.num_prompt_tokens, self._num_generated, self._num_cached)
+        num_reasoning = sum(reader.num_reasoning_tokens for reader in self._readers.values())
+        return usage(self._generation.num_prompt_tokens, self._num_generated, self._num_cached, num_reasoning)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.config import EngineConfig
+from quire.core.bounds import Field
 from quire.core.params import SamplingParams
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest
@@ -21,7 +21,7 @@ from quire.server.body import off_loop, read_object
 from quire.server.generation import Generation
 from quire.server.history import Trace
 from quire.server.openai.fields import check_unhonoured
-from quire.server.openai.schemas import GenerateRequest, R, parse
+from quire.server.openai.schemas import Body, GenerateRequest, R, parse
 from quire.server.serving import Serving
 
 UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.\-]")
@@ -87,6 +87,8 @@ async def start(
     options |= {
         "priority": request.priority or 0,
         "cache_salt": request.cache_salt or "",
+        "truncate_prompt_tokens": request.truncate_prompt_tokens,
+        "truncation_side": request.truncation_side or "left",
     }
 
     def prepare() -> list[RequestStream]:
@@ -105,11 +107,24 @@ def json_response(answer: msgspec.Struct, call: Call) -> Response:
     return Response(encoder.encode(answer), 200, call.headers, "application/json")
 
 
-def request_body(kind: type[BaseModel]) -> dict[str, Any]:
+def request_body(kind: type[Body]) -> dict[str, Any]:
     """The part of /openapi.json that describes the request."""
     schema = kind.model_json_schema()
     schema = _inlined(schema, schema.pop("$defs", {}))
+    for name, bound in kind.bounds.items():
+        schema["properties"][name] = _bounded(schema["properties"][name], bound)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _bounded(schema: dict[str, Any], bound: Field) -> dict[str, Any]:
+    """A field's schema with its meaning, and its range in the arm of the type that it is for."""
+    limits = bound.json_schema()
+    if schema.get("type") == bound.json_type:
+        schema = {**schema, **limits}
+    if "anyOf" in schema:
+        arms = [{**arm, **limits} if arm.get("type") == bound.json_type else arm for arm in schema["anyOf"]]
+        schema = {**schema, "anyOf": arms}
+    return {**schema, "description": bound.meaning}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -126,15 +141,17 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 def _validated(kind: type[R], fields: dict[str, Any]) -> tuple[R, list[str]]:
     """The request, and the names of fields that nobody knows."""
     request = parse(kind, fields)
-    return request, check_unhonoured(request.model_extra or {}) + request.unknown_stream_options
+    return request, check_unhonoured(request.model_extra or {}, request.n) + request.unknown_stream_options
 
 
 def _check_options(request: GenerateRequest, serving: Serving) -> None:
     config: EngineConfig | None = serving.ready.config if serving.ready else None
     if request.priority and config is not None and config.scheduling_policy != "priority":
         raise InvalidRequest("priority needs a server started with --scheduling-policy priority", "priority")
-    if request.priority is not None and (isinstance(request.priority, float) or abs(request.priority) >= 2**31):
-        raise InvalidRequest("priority must be an integer of 32 bits", "priority")
+    if request.truncation_side not in (None, "left", "right"):
+        raise InvalidRequest("truncation_side must be left or right", "truncation_side")
+    if request.truncate_prompt_tokens == 0:
+        raise InvalidRequest("truncate_prompt_tokens must be -1 or at least 1, not 0", "truncate_prompt_tokens")
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs are not available in a stream", "prompt_logprobs")
     if request.stream_options is not None and not request.stream:

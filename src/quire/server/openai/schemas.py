@@ -1,11 +1,15 @@
-"""Request bodies. Types are checked here, strictly ("1" is no number, true is no integer); bounds by SamplingParams, for everyone."""
+"""Request bodies. Types are checked here, strictly ("1" is no number, true is no integer); bounds by the tables in fields.py."""
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
 
+from quire.core.bounds import INTEGER, SAMPLING
+from quire.core.bounds import Field as Bound
 from quire.core.params import RequestOutputKind, SamplingParams
 from quire.errors import InvalidRequest
+from quire.server.openai.fields import CHAT, COMPLETION, GENERATE, check_bounds
 
 MAX_PROMPTS = 256
 MAX_MESSAGES = 16_384
@@ -22,11 +26,15 @@ _PROMPT_SCHEMA: dict[str, Any] = {
         {"type": "array", "items": _IDS},
     ]
 }
-INTEGER_FIELDS = frozenset(
-    "n top_k seed min_tokens max_tokens max_completion_tokens prompt_logprobs logprobs top_logprobs priority".split()
-)
 R = TypeVar("R", bound="GenerateRequest")
-B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B", bound="Body")
+
+
+class Body(BaseModel):
+    """A JSON body. bounds: the table of its fields."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    bounds: ClassVar[Mapping[str, Bound]] = {}
 
 
 class StreamOptions(BaseModel):
@@ -37,10 +45,10 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Body):
     """Fields that chat and plain completions have in common: OpenAI's, and vLLM's at top level."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    bounds = GENERATE
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -59,6 +67,10 @@ class GenerateRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Whole = None
+    thinking_token_budget: Whole = None
+    thinking_budget: Whole = None
+    truncate_prompt_tokens: Whole = None
+    truncation_side: str | None = None
     logit_bias: dict[str, Any] | None = None
     allowed_token_ids: TokenIds = None
     bad_words: list[Any] | None = None
@@ -106,6 +118,7 @@ class Message(BaseModel):
 class ChatCompletionRequest(GenerateRequest):
     """POST /v1/chat/completions."""
 
+    bounds = {**GENERATE, **CHAT}
     messages: Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: Whole = None
     logprobs: bool | None = None
@@ -117,12 +130,17 @@ class ChatCompletionRequest(GenerateRequest):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    documents: list[Any] | None = None
     include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionRequest(GenerateRequest):
     """POST /v1/completions."""
 
+    bounds = {**GENERATE, **COMPLETION}
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     logprobs: Whole = None
     echo: bool | None = None
@@ -152,10 +170,11 @@ def parse(kind: type[B], body: dict[str, Any]) -> B:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part not in _UNION_ARMS)
         raise InvalidRequest(f"{place}: {first['msg']}", str(first["loc"][0]) if first["loc"] else None) from None
-    for name in INTEGER_FIELDS & set(kind.model_fields):
+    for name in kind.bounds:
         value = getattr(request, name)
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, float) and kind.bounds[name].kind == INTEGER and value.is_integer():
             setattr(request, name, int(value))
+    check_bounds(kind.bounds, ((name, getattr(request, name)) for name in kind.bounds))
     return request
 
 
@@ -169,7 +188,9 @@ def sampling_params(
 
     Raises InvalidRequest naming the field.
     """
-    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    given = {name: getattr(request, name) for name in SAMPLING if name not in _SET_OTHERWISE}
+    if request.thinking_token_budget is None:
+        given["thinking_token_budget"] = request.thinking_budget
     values = {**defaults, **{name: value for name, value in {**given, **more}.items() if value is not None}}
     kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     params = SamplingParams(**values, output_kind=kind)
@@ -180,8 +201,5 @@ def sampling_params(
     return params
 
 
-_SAMPLING_FIELDS = tuple(
-    "n temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed stop stop_token_ids "
-    "include_stop_str_in_output ignore_eos min_tokens logit_bias allowed_token_ids bad_words prompt_logprobs "
-    "skip_special_tokens spaces_between_special_tokens".split()
-)
+# What the routes have in different ways, and say in `more`.
+_SET_OTHERWISE = ("max_tokens", "logprobs", "detokenize", "structured_outputs")

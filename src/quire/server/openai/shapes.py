@@ -16,6 +16,12 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    """Tokens of the answers that were reasoning."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Token counts of a request."""
 
@@ -23,6 +29,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -82,6 +89,7 @@ class ChatMessage(msgspec.Struct):
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[MessageCall] | msgspec.UnsetType = msgspec.UNSET
+    function_call: FunctionCall | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -133,6 +141,7 @@ class Delta(msgspec.Struct):
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
+    function_call: FunctionDelta | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChunkChoice(msgspec.Struct):
@@ -184,7 +193,12 @@ class Completion(msgspec.Struct):
     usage: Usage | msgspec.UnsetType = msgspec.UNSET
 
 
-def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> Usage:
-    """Usage with its sum."""
+def usage(
+    num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int, num_reasoning_tokens: int | None = None
+) -> Usage:
+    """Usage with its sum. num_reasoning_tokens: None = the route knows no reasoning."""
     total = num_prompt_tokens + num_completion_tokens
-    return Usage(num_prompt_tokens, num_completion_tokens, total, PromptTokensDetails(num_cached_tokens))
+    found = Usage(num_prompt_tokens, num_completion_tokens, total, PromptTokensDetails(num_cached_tokens))
+    if num_reasoning_tokens is not None:
+        found.completion_tokens_details = CompletionTokensDetails(num_reasoning_tokens)
+    return found

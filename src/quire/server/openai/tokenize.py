@@ -3,24 +3,37 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
+from quire.core.bounds import BOOLEAN, STRING, TOKEN_IDS
+from quire.core.bounds import Field as Bound
 from quire.engine.prompts import check_token_ids, integer_ids
 from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
 from quire.server.openai.endpoint import encoder, ignored_header, request_body
-from quire.server.openai.schemas import MAX_MESSAGES, Message, parse
+from quire.server.openai.fields import CHAT, GENERATE, check_unhonoured
+from quire.server.openai.schemas import MAX_MESSAGES, Body, Message, parse
 from quire.server.serving import Serving
 from quire.text.tokenizer import Tokenizer
 
 router = APIRouter()
+_AS_IN_CHATS = "model messages add_generation_prompt continue_final_message chat_template_kwargs tools".split()
 
 
-class TokenizeRequest(BaseModel):
+TOKENIZE: dict[str, Bound] = {
+    **{name: {**GENERATE, **CHAT}[name] for name in _AS_IN_CHATS},
+    "prompt": Bound(STRING, "a text; this or messages"),
+    "add_special_tokens": Bound(BOOLEAN, "put bos and eos where the tokenizer does", default="true of a prompt, false of messages"),
+    "return_token_strs": Bound(BOOLEAN, "the tokens as the vocabulary spells them", default="false"),
+}  # fmt: skip
+DETOKENIZE: dict[str, Bound] = {"model": GENERATE["model"], "tokens": Bound(TOKEN_IDS, "the token ids of a text")}
+
+
+class TokenizeRequest(Body):
     """A prompt or messages, one of the two. add_special_tokens: default true for a prompt, false for messages."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    bounds = TOKENIZE
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message] | None, Field(max_length=MAX_MESSAGES)] = None
@@ -30,13 +43,12 @@ class TokenizeRequest(BaseModel):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Any] | None = None
-    chat_template: str | None = None
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """Token ids."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    bounds = DETOKENIZE
     model: str | None = None
     tokens: Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "integer"}})]
 
@@ -70,11 +82,6 @@ def _tokenized(request: TokenizeRequest, serving: Serving) -> Response:
 
 
 def _chat_text(request: TokenizeRequest, serving: Serving) -> str:
-    if request.chat_template is not None:
-        raise InvalidRequest(
-            "chat_template is not accepted in requests; the server's operator chooses the template with --chat-template",
-            "chat_template",
-        )
     continuing = bool(request.continue_final_message)
     opening = request.add_generation_prompt
     return serving.frontend.chat_prompt(
@@ -100,8 +107,8 @@ def _tokenizer(serving: Serving) -> Tokenizer:
     return serving.frontend.tokenizer
 
 
-def _response(answer: dict[str, Any], request: BaseModel, serving: Serving) -> Response:
-    unknown = list(request.model_extra or ())
+def _response(answer: dict[str, Any], request: Body, serving: Serving) -> Response:
+    unknown = check_unhonoured(request.model_extra or {})
     if unknown:
         serving.note_ignored([name[:64] for name in unknown[:20]])
     headers = {"x-quire-ignored": ignored_header(unknown)} if unknown else None

@@ -37,6 +37,7 @@ class ThinkSplitter:
         self._mark = END if has_begun(prompt) else BEGIN  # what is looked for; "" = nothing any more
         self._held = ""
         self._at_start = True  # whitespace here is not shown: of the reasoning, or of the answer after it
+        self.reasoned = self._mark == END  # there is reasoning, if only an empty one
 
     def push(self, text: str) -> Split:
         """What is certain after this much more text."""
@@ -51,6 +52,7 @@ class ThinkSplitter:
                 return Split()
             else:
                 self._mark, text = END, text.lstrip()[len(BEGIN) :]
+                self.reasoned = True
         if self._mark == END:
             reasoning, text = self._push_reasoning(text)
         return Split(reasoning, self._shown(text) if not self._mark else "")

@@ -1,0 +1,76 @@
+"""Reasoning over HTTP: split out, counted, bounded by a budget under both its names, whole and streamed alike."""
+
+import json
+
+import httpx
+import pytest
+from servers import Server
+from tiny_checkpoints import VOCAB_SIZE, thinking_qwen2
+
+END = VOCAB_SIZE + 1
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def http(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reasoning")
+    with Server(folder / "log", thinking_qwen2(folder / "m"), dtype="float32") as server:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            yield client
+
+
+def ask(http, **fields):
+    body = {"messages": MESSAGES, "max_tokens": 40, "seed": 1, "ignore_eos": True, "return_token_ids": True, **fields}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response
+
+
+def streamed(http, **fields):
+    response = ask(http, stream=True, stream_options={"include_usage": True}, **fields)
+    chunks = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    texts = {"reasoning": "", "content": ""}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            for name in texts:
+                texts[name] += choice["delta"].get(name) or ""
+    return texts, chunks[-1]["usage"]
+
+
+@pytest.mark.parametrize("name", ["thinking_token_budget", "thinking_budget"])
+@pytest.mark.parametrize("budget", [0, 5, 12])
+def test_a_budget_ends_the_reasoning(http, name, budget):
+    fields = {name: budget, "logit_bias": {str(END): -100}}
+    answer = ask(http, **fields).json()
+    message, usage = answer["choices"][0]["message"], answer["usage"]
+    assert answer["choices"][0]["token_ids"].index(END) == budget
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": budget + 1} and usage["completion_tokens"] == 40
+    assert message["content"] and message.get("reasoning") == message.get("reasoning_content")
+    texts, streamed_usage = streamed(http, **fields)
+    assert texts == {"reasoning": message.get("reasoning", ""), "content": message["content"]}
+    assert streamed_usage["completion_tokens_details"] == usage["completion_tokens_details"]
+
+
+def test_without_a_budget_all_of_it_may_be_reasoning(http):
+    answer = ask(http, logit_bias={str(END): -100}).json()
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 40
+    assert answer["choices"][0]["message"]["content"] == ""
+
+
+def test_each_answer_keeps_the_budget(http):
+    answer = ask(http, thinking_token_budget=4, n=3, temperature=1.0).json()
+    assert all(END in choice["token_ids"][:5] for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 15
+    hidden = ask(http, thinking_token_budget=4, include_reasoning=False).json()
+    assert "reasoning" not in hidden["choices"][0]["message"]
+    assert hidden["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 5
+
+
+def test_where_nothing_is_thought_there_is_nothing_to_bound(http):
+    forced = ask(http, thinking_token_budget=4, structured_outputs={"regex": "[ab]{5}"}, ignore_eos=False).json()
+    assert len(forced["choices"][0]["message"]["content"]) == 5
+    body = {"prompt": "hello", "max_tokens": 9, "seed": 1, "ignore_eos": True}
+    plain = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert http.post("/v1/completions", json={**body, "thinking_token_budget": 3}).json()["choices"][0]["text"] == plain
+    thinking = {**body, "prompt": "hello<think>", "thinking_token_budget": 3, "return_token_ids": True}
+    assert END in http.post("/v1/completions", json=thinking).json()["choices"][0]["token_ids"][:4]
