@@ -37,7 +37,7 @@ test-browser: install-dev  ## the chat page and the dashboard in headless Chromi
 	@command -v chromium chromium-browser google-chrome >/dev/null || bash scripts/install-chromium.sh
 	@$(PYTHON) -m pytest tests/pages $(ARGS)
 
-test-clients: install-dev  ## every client library in an environment of its own: much is installed, into .cache/clients
+test-clients: install-dev  ## every client library in an environment of its own: much is installed, into .cache
 	@QUIRE_CLIENTS=1 $(PYTHON) -m pytest tests/clients $(ARGS)
 
 test-gpu:  ## tests that need a GPU, in the environment that is active

@@ -64,10 +64,10 @@ def checks(server: Server, command: list[str], cwd: Path | None = None) -> list[
     return [line.removeprefix("ok ") for line in done.stdout.splitlines() if line.startswith("ok ")]
 
 
-def environment(make: Callable[[str], Path], name: str) -> Path:
+def environment(make: Callable[[Path], Path], name: str) -> Path:
     """A client's environment. In the default suite a machine that reaches no package index passes the client over."""
     try:
-        return make(name)
+        return make(HERE / name)
     except NoEnvironment as error:
         if ALL:
             raise

@@ -109,7 +109,7 @@ def test_chinese(bundled):
         assert page.run("document.querySelector('#send').textContent") == "Send"
         page.go(bundled.url + "/dashboard", READY)
         assert (
-            page.run("document.querySelector('#card-queue h2').textContent") == "Requests in the engine"
+            page.run("document.querySelector('#card-queue h3').textContent") == "Requests in the engine"
         )  # it is remembered
         assert page.complaints == []
 
@@ -209,3 +209,79 @@ def test_dashboard_under_load(bundled, page):
         "[...document.querySelectorAll('#card-ttft .legend b')].map((b) => parseFloat(b.textContent) * (b.textContent.includes('ms') ? 1 : 1000))"
     )
     assert 0 < p50 <= p90 <= p99
+
+
+def test_an_empty_chat_offers_questions(bundled, page):
+    page.go(bundled.url + "/", READY)
+    page.click(".chip")
+    page.wait(DONE + "2")
+    assert "Paris" in last_answer(page)
+
+
+def test_a_chat_outlives_a_look_at_the_dashboard(bundled, page):
+    page.go(bundled.url + "/", READY)
+    ask(page, "What is the capital of France?", 2)
+    page.go(bundled.url + "/dashboard", READY)
+    page.go(bundled.url + "/", READY)
+    assert "Paris" in last_answer(page) and "tokens" in page.run(
+        "document.querySelector('.assistant .note').textContent"
+    )
+    page.click("#new")
+    page.go(bundled.url + "/", READY)
+    assert page.run("document.querySelectorAll('.message').length") == 0
+
+
+def test_keys(endless, page):
+    """Escape stops an answer and leaves an edit, the arrow up edits the last question, and the focus is where one goes on."""
+    focused = "document.activeElement"
+    page.go(endless.url + "/", READY.split("&&")[0])
+    page.click("#toggle-settings")
+    page.type("#api-key", "sesame")
+    page.press("Escape")
+    page.wait("!document.body.classList.contains('with-settings')")
+    assert page.run(f"{focused}.id") == "toggle-settings"
+    page.type("#prompt", "hello")
+    page.press("Enter")
+    page.wait("document.querySelector('.streaming')")
+    page.press("Escape")
+    page.wait(DONE + "2")
+    assert page.run(f"{focused}.id") == "prompt"
+    page.press("ArrowUp")
+    page.wait("document.querySelector('.editor textarea')?.value === 'hello'")
+    page.press("Escape")
+    page.wait("!document.querySelector('.editor')")
+    assert page.run(f"{focused}.classList.contains('edit')")
+    page.complaints[:] = [text for text in page.complaints if "401" not in text]  # of the models before there was a key
+
+
+def test_who_reads_above_is_left_there(endless, page):
+    """An answer that goes on below moves nothing; a button leads to its end."""
+    page.resize(400, 500)
+    page.go(endless.url + "/", READY.split("&&")[0])
+    page.run("document.querySelector('#api-key').value = 'sesame'")
+    page.type("#prompt", "hello")
+    page.press("Enter")
+    box = "document.querySelector('#messages')"
+    page.wait(f"{box}.scrollHeight > {box}.clientHeight + 400")
+    page.run(f"{box}.scrollTop = 0")
+    page.wait("!document.querySelector('#to-end').hidden")
+    height = page.run(f"{box}.scrollHeight")
+    page.wait(f"{box}.scrollHeight > {height}")
+    page.press("Escape")
+    page.wait(DONE + "2")
+    assert page.run(f"{box}.scrollTop") == 0
+    page.click("#to-end")
+    page.wait(f"document.querySelector('#to-end').hidden && {box}.scrollTop > 400")
+    page.complaints[:] = [text for text in page.complaints if "401" not in text]
+
+
+def test_the_dashboard_shows_the_values_of_an_earlier_second(bundled, page):
+    page.go(bundled.url + "/dashboard", READY)
+    page.wait("document.querySelectorAll('#card-queue .line').length === 2")
+    x, y = page.run(
+        "(() => { const r = document.querySelector('#card-queue .plot').getBoundingClientRect(); return [r.right - 20, r.y + 20] })()"
+    )
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    page.wait("document.querySelectorAll('.cross').length === 9")
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+    page.wait("document.querySelectorAll('.cross').length === 0")

@@ -25,7 +25,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-ASSETS = ("app.js", "dashboard.js", "i18n.js", "markdown.js", "style.css", "icon.svg")
+ASSETS = ("api.js", "app.js", "dashboard.js", "i18n.js", "icons.js", "markdown.js", "style.css", "icon.svg")
 
 
 @router.get("/", response_model=None)

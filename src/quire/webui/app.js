@@ -1,6 +1,8 @@
-// The chat page. It talks to the public API alone: GET /health, GET /v1/models and POST /v1/chat/completions.
+// The chat page. What is drawn is made from `chat`; that and the settings last until the tab is closed.
 
-import { translate, word } from "./i18n.js";
+import { chat as answerOf, health, modelName } from "./api.js";
+import { translate, word, words } from "./i18n.js";
+import { drawIcons, icon } from "./icons.js";
 import { copyText, element, markdown } from "./markdown.js";
 
 const FIELDS = [
@@ -12,17 +14,16 @@ const FIELDS = [
   { name: "seed", step: 1 },
 ];
 const HEALTH_EVERY_MS = 5000;
+const COPIED_MS = 1500;
+const AT_END_PX = 60;
+const KEPT = "quire-chat";
 const $ = (selector) => document.querySelector(selector);
 
-// Messages are {role, content} and, of the assistant, {reasoning, note, error}; what is drawn is made from these.
+// Messages are {role, content} and, of the assistant, {reasoning, error, stats, pending}.
 const chat = { messages: [], request: null, editing: null, model: null, health: "starting", triedKey: null };
+const apiKey = () => $("#api-key").value.trim();
 
 // ---- requests ----
-
-function headers() {
-  const key = $("#api-key").value.trim();
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
-}
 
 function requestBody() {
   const body = { model: chat.model ?? "", stream: true, stream_options: { include_usage: true } };
@@ -41,73 +42,93 @@ function requestBody() {
   return body;
 }
 
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let pending = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (pending + value).split("\n\n");
-    pending = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
-  }
-}
-
-async function failure(response) {
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `HTTP ${response.status}`;
+async function read(body, answer, request, timing) {
+  for await (const event of answerOf(body, apiKey(), request.signal)) {
+    timing.usage = event.usage ?? timing.usage;
+    const choice = event.choices[0];
+    if (!choice) continue;
+    timing.reason = choice.finish_reason ?? timing.reason;
+    const thought = choice.delta.reasoning ?? choice.delta.reasoning_content ?? "";
+    if (timing.first === null && (choice.delta.content || thought)) timing.first = performance.now();
+    answer.content += choice.delta.content ?? "";
+    answer.reasoning += thought;
+    drawAnswerSoon(answer);
   }
 }
 
 async function ask() {
-  let body;
-  const answer = { role: "assistant", content: "", reasoning: "", note: "", error: "", pending: true };
+  const answer = { role: "assistant", content: "", reasoning: "", error: "", pending: true };
   const began = performance.now();
-  let first = null;
-  let usage = null;
-  let reason = null;
+  const timing = { usage: null, reason: null, first: null };
   const request = new AbortController();
+  let body;
   try {
     body = requestBody();
     chat.messages.push(answer);
     chat.request = request;
-    draw();
-    const response = await fetch("/v1/chat/completions", {
-      method: "POST", headers: headers(), body: JSON.stringify(body), signal: request.signal,
-    });
-    if (response.status === 401) showSettings(true); // the key's place
-    if (!response.ok) throw new Error(await failure(response));
-    for await (const event of events(response)) {
-      usage = event.usage ?? usage;
-      const choice = event.choices[0];
-      if (!choice) continue;
-      reason = choice.finish_reason ?? reason;
-      const thought = choice.delta.reasoning ?? choice.delta.reasoning_content ?? "";
-      if (first === null && (choice.delta.content || thought)) first = performance.now();
-      answer.content += choice.delta.content ?? "";
-      answer.reasoning += thought;
-      drawAnswerSoon(answer);
-    }
+    draw(true);
+    await read(body, answer, request, timing);
   } catch (error) {
     if (body === undefined) chat.messages.push(answer); // a field is no number; else it is there, or its chat is gone
-    if (request.signal.aborted) reason = "abort";
+    if (request.signal.aborted) timing.reason = "abort";
     else answer.error = error.message;
+    if (error.status === 401) showSettings(true); // the key's place
   } finally {
     answer.pending = false;
+    const { usage, reason, first } = timing;
     answer.stats = { usage, reason, first: first && first - began, decode: first && performance.now() - first };
     // A chat that was begun anew meanwhile has a request of its own, or none.
     if (chat.request === request) chat.request = null;
-    draw();
+    draw(isAtEnd());
   }
 }
+
+function send(text) {
+  chat.messages.push({ role: "user", content: text });
+  ask();
+}
+
+function stop() {
+  chat.request?.abort();
+  $("#prompt").focus();
+}
+
+function resend(index, text) {
+  chat.editing = null;
+  chat.messages.length = index;
+  send(text);
+}
+
+function edit(index) {
+  chat.editing = index;
+  draw();
+}
+
+// ---- what lasts until the tab is closed ----
+
+function keep() {
+  const messages = chat.messages.filter(({ pending }) => !pending).map(({ node, ...rest }) => rest);
+  const fields = Object.fromEntries(FIELDS.map(({ name }) => [name, $(`#field-${name}`).value]));
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify({ messages, fields, system: $("#system").value }));
+  } catch {
+    // storage is switched off or full; the chat then lasts as long as the page
+  }
+}
+
+function restore() {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem(KEPT));
+    if (!kept) return;
+    chat.messages = kept.messages;
+    $("#system").value = kept.system;
+    for (const { name } of FIELDS) $(`#field-${name}`).value = kept.fields[name] ?? "";
+  } catch {
+    // nothing that this version has written
+  }
+}
+
+// ---- drawing ----
 
 // The note below an answer; in words of the moment's language, so it is made when drawn.
 function noteOf({ stats }) {
@@ -122,31 +143,19 @@ function noteOf({ stats }) {
   return parts.join(" · ");
 }
 
-function send(text) {
-  chat.messages.push({ role: "user", content: text });
-  ask();
-}
-
-function stop() {
-  chat.request?.abort();
-}
-
-function retry(index) {
-  chat.messages.length = index;
-  ask();
-}
-
-function resend(index, text) {
-  chat.editing = null;
-  chat.messages.length = index;
-  send(text);
-}
-
-// ---- drawing ----
-
 function button(name, action) {
-  const node = element("button", { type: "button", className: `small ${name}`, textContent: word(name) });
+  const label = element("span", { className: "hidden", textContent: word(name) });
+  const node = element("button", { type: "button", className: `bare ${name}`, title: word(name) }, icon(name), label);
   node.addEventListener("click", action);
+  return node;
+}
+
+function copyButton(text) {
+  const node = button("copy", async () => {
+    await copyText(text);
+    node.replaceChildren(icon("copied"), element("span", { className: "hidden", textContent: word("copied") }));
+    setTimeout(() => node.replaceChildren(icon("copy"), element("span", { className: "hidden", textContent: word("copy") })), COPIED_MS);
+  });
   return node;
 }
 
@@ -155,78 +164,112 @@ function editor(message, index) {
   const cancel = () => {
     chat.editing = null;
     draw();
+    $(`.message[data-index="${index}"] .edit`)?.focus();
   };
   const save = () => area.value.trim() && resend(index, area.value.trim());
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") cancel();
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      cancel();
+    }
     if (isSend(event)) {
       event.preventDefault();
       save();
     }
   });
-  queueMicrotask(() => area.focus());
-  return element("div", { className: "editor" }, area, element("div", { className: "actions" }, button("save", save), button("cancel", cancel)));
+  queueMicrotask(() => {
+    area.focus();
+    area.setSelectionRange(area.value.length, area.value.length);
+  });
+  const buttons = [["save", save, "small primary"], ["cancel", cancel, "small"]].map(([name, action, className]) => {
+    const node = element("button", { type: "button", className: `${className} ${name}`, textContent: word(name) });
+    node.addEventListener("click", action);
+    return node;
+  });
+  return element("div", { className: "editor" }, area, element("div", { className: "actions" }, ...buttons));
+}
+
+function thoughts(message) {
+  const text = element("div", { className: "plain", textContent: message.reasoning });
+  const node = element("details", { open: message.opened ?? !message.content }, element("summary", { textContent: word("thinking") }), text);
+  node.firstChild.addEventListener("click", () => { message.opened = !node.open; });
+  return node;
 }
 
 function answerBody(message) {
   const node = document.createDocumentFragment();
-  if (message.reasoning) {
-    const text = element("div", { className: "plain", textContent: message.reasoning });
-    node.append(element("details", { open: !message.content }, element("summary", { textContent: word("thinking") }), text));
-  }
+  if (message.reasoning) node.append(thoughts(message));
   node.append(markdown(message.content, { copy: word("copy"), copied: word("copied") }));
   if (message.error) node.append(element("p", { className: "error", role: "alert", textContent: `${word("error")}: ${message.error}` }));
-  if (message.pending) node.append(element("span", { className: "cursor", ariaHidden: "true" }));
+  if (message.pending && !message.content) node.append(element("span", { className: "waiting", ariaHidden: "true" }, ...[1, 2, 3].map(() => element("i"))));
   return node;
+}
+
+function actionsOf(message, index) {
+  const actions = element("div", { className: "actions" });
+  if (message.role === "user") actions.append(button("edit", () => edit(index)));
+  else {
+    actions.append(button("retry", () => {
+      chat.messages.length = index;
+      ask();
+    }));
+    if (message.content) actions.append(copyButton(message.content));
+    actions.append(element("span", { className: "note", textContent: noteOf(message) }));
+  }
+  return actions;
 }
 
 function bubble(message, index) {
   const mine = message.role === "user";
-  const node = element("article", { className: `message ${message.role}` });
+  const node = element("article", { className: `message ${message.role}`, ariaLabel: word(mine ? "you" : "assistant") });
+  node.dataset.index = index;
   if (chat.editing === index) {
     node.append(editor(message, index));
     return node;
   }
-  const body = element("div", { className: "body" });
+  const body = element("div", { className: message.pending && message.content ? "body streaming" : "body" });
   if (mine) body.textContent = message.content;
   else body.append(answerBody(message));
   node.append(body);
   message.node = body;
-  if (chat.request) return node;
-  const actions = element("div", { className: "actions" });
-  if (mine) {
-    actions.append(button("edit", () => {
-      chat.editing = index;
-      draw();
-    }));
-  } else {
-    actions.append(button("retry", () => retry(index)));
-    if (message.content) {
-      const copy = button("copy", async () => {
-        await copyText(message.content);
-        copy.textContent = word("copied");
-      });
-      actions.append(copy);
-    }
-    actions.append(element("span", { className: "note", textContent: noteOf(message) }));
-  }
-  node.append(actions);
+  if (!chat.request) node.append(actionsOf(message, index));
   return node;
 }
 
-function draw() {
+// An empty chat: what can be asked, to be had with a click.
+function welcome() {
+  const chips = words("examples").map((text) => {
+    const chip = element("button", { type: "button", className: "chip", textContent: text });
+    chip.addEventListener("click", () => chat.request || send(text));
+    return chip;
+  });
+  const mark = element("img", { src: "/ui/icon.svg", alt: "", width: 48, height: 48 });
+  const hint = element("p", { textContent: word("welcomeHint") });
+  return element("div", { className: "welcome" }, mark, element("h2", { textContent: word("welcome") }), hint, element("div", { className: "chips" }, ...chips));
+}
+
+function isAtEnd() {
   const box = $("#messages");
-  box.classList.toggle("empty", chat.messages.length === 0);
-  if (chat.messages.length) box.replaceChildren(...chat.messages.map(bubble));
-  else {
-    box.replaceChildren(
-      element("div", { className: "welcome" }, element("h2", { textContent: word("welcome") }), element("p", { textContent: word("welcomeHint") })),
-    );
-  }
+  return box.scrollHeight - box.scrollTop - box.clientHeight < AT_END_PX;
+}
+
+function toEnd() {
+  $("#messages").scrollTop = $("#messages").scrollHeight;
+}
+
+function draw(thenToEnd = false) {
+  const box = $("#messages");
+  const empty = chat.messages.length === 0;
+  box.classList.toggle("empty", empty);
+  const place = box.scrollTop;
+  box.replaceChildren(...(empty ? [welcome()] : chat.messages.map(bubble)));
   box.ariaBusy = String(Boolean(chat.request));
   $("#send").hidden = Boolean(chat.request);
   $("#stop").hidden = !chat.request;
-  box.scrollTop = box.scrollHeight;
+  box.scrollTop = place;
+  if (thenToEnd) toEnd();
+  showToEnd();
+  keep();
 }
 
 let drawing = null;
@@ -236,11 +279,22 @@ function drawAnswerSoon(message) {
   drawing ??= requestAnimationFrame(() => {
     drawing = null;
     if (!message.pending) return;
-    const box = $("#messages");
-    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    message.node.replaceChildren(answerBody(message));
-    if (atEnd) box.scrollTop = box.scrollHeight;
+    const atEnd = isAtEnd();
+    message.node.classList.toggle("streaming", Boolean(message.content));
+    renew(message.node, answerBody(message));
+    if (atEnd) toEnd();
+    showToEnd();
   });
+}
+
+// Only what has changed is replaced, so that a selection in what stands above lives on.
+function renew(node, fresh) {
+  const old = [...node.childNodes];
+  const made = [...fresh.childNodes];
+  let same = 0;
+  while (same < old.length && same < made.length && old[same].isEqualNode(made[same])) same += 1;
+  for (const gone of old.slice(same)) gone.remove();
+  node.append(...made.slice(same));
 }
 
 function drawHead() {
@@ -263,7 +317,7 @@ function isSend(event) {
 function grow() {
   const area = $("#prompt");
   area.style.height = "auto";
-  area.style.height = `${Math.min(area.scrollHeight, 200) + 2}px`;
+  area.style.height = `${Math.min(area.scrollHeight, 200)}px`;
 }
 
 function submit() {
@@ -278,28 +332,45 @@ function submit() {
 function showSettings(shown) {
   document.body.classList.toggle("with-settings", shown);
   $("#toggle-settings").ariaExpanded = String(shown);
+  if (shown) $("#system").focus();
+}
+
+function showToEnd() {
+  $("#to-end").hidden = isAtEnd();
 }
 
 async function lookAtServer() {
-  try {
-    chat.health = (await fetch("/ready")).status === 200 ? "ready" : "starting";
-    const key = $("#api-key").value;
-    if (chat.health === "ready" && !chat.model && chat.triedKey !== key) {
-      chat.triedKey = key;
-      const response = await fetch("/v1/models", { headers: headers() });
-      if (response.ok) chat.model = (await response.json()).data[0].id;
-    }
-  } catch {
-    chat.health = "gone";
+  chat.health = await health();
+  if (chat.health === "ready" && !chat.model && chat.triedKey !== apiKey()) {
+    chat.triedKey = apiKey();
+    chat.model = await modelName(apiKey()).catch(() => null);
   }
   drawHead();
 }
 
-function start() {
-  for (const { name, ...limits } of FIELDS) {
-    const input = element("input", { id: `field-${name}`, type: "number", ...limits });
-    $("#sampling").append(element("label", { htmlFor: input.id }), input);
+function begin() {
+  chat.request?.abort();
+  Object.assign(chat, { messages: [], request: null, editing: null });
+  draw();
+  $("#prompt").focus();
+}
+
+// Escape closes the settings, or else stops the answer; the arrow up in an empty field edits the last question.
+function onKey(event) {
+  if (event.key === "Escape" && document.body.classList.contains("with-settings")) {
+    showSettings(false);
+    $("#toggle-settings").focus();
+  } else if (event.key === "Escape" && chat.request) stop();
+  else if (event.key === "ArrowUp" && event.target === $("#prompt") && !$("#prompt").value && !chat.request) {
+    const last = chat.messages.map(({ role }) => role).lastIndexOf("user");
+    if (last >= 0) {
+      event.preventDefault();
+      edit(last);
+    }
   }
+}
+
+function listen() {
   $("#composer").addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
@@ -312,19 +383,36 @@ function start() {
   });
   $("#prompt").addEventListener("input", grow);
   $("#stop").addEventListener("click", stop);
-  $("#new").addEventListener("click", () => {
-    stop();
-    Object.assign(chat, { messages: [], request: null, editing: null });
-    draw();
-    $("#prompt").focus();
-  });
+  $("#new").addEventListener("click", begin);
+  $("#to-end").addEventListener("click", toEnd);
+  $("#messages").addEventListener("scroll", showToEnd, { passive: true });
   $("#toggle-settings").addEventListener("click", () => showSettings(!document.body.classList.contains("with-settings")));
-  $("#close-settings").addEventListener("click", () => showSettings(false));
+  $("#close-settings").addEventListener("click", () => {
+    showSettings(false);
+    $("#toggle-settings").focus();
+  });
+  $("#reset").addEventListener("click", () => {
+    for (const { name } of FIELDS) $(`#field-${name}`).value = "";
+    keep();
+  });
+  $("#settings").addEventListener("change", keep);
   $("#api-key").addEventListener("change", lookAtServer);
+  document.addEventListener("keydown", onKey);
+}
+
+function start() {
+  for (const { name, ...limits } of FIELDS) {
+    const input = element("input", { id: `field-${name}`, type: "number", ...limits });
+    $("#sampling").append(element("label", { htmlFor: input.id }), input);
+  }
+  drawIcons();
+  restore();
+  listen();
   translate(() => {
     drawHead();
     draw();
   });
+  toEnd();
   lookAtServer();
   setInterval(lookAtServer, HEALTH_EVERY_MS);
   $("#prompt").focus();

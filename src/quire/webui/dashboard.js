@@ -1,6 +1,7 @@
 // The live page: reads /metrics every second and draws what it finds. Counters become rates, histograms become percentiles.
 
 import { translate, word } from "./i18n.js";
+import { drawIcons } from "./icons.js";
 import { element } from "./markdown.js";
 
 const EVERY_MS = 1000;
@@ -19,13 +20,15 @@ const count = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(value 
 const seconds = (value) => (value < 0.9995 ? `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms` : `${value.toFixed(2)} s`);
 const rate = (value) => `${count(value)} ${word("perSec")}`.replace(" /", "/");
 
-const CARDS = [
+const LOAD = [
   { title: "throughput", format: rate, lines: [["generated", rateOf("generation_tokens_total")], ["prompt", rateOf("prompt_tokens_total")]] },
   { title: "requests", format: rate, lines: [["", rateOf("request_success_total")]] },
   { title: "queue", format: count, lines: [["running", gauge("num_requests_running")], ["waiting", gauge("num_requests_waiting")]] },
+  { title: "queueTime", format: seconds, lines: percentiles("request_queue_time_seconds") },
   { title: "kv", format: percent, top: 1, lines: [["", gauge("kv_cache_usage_perc")]] },
   { title: "prefix", format: percent, top: 1, lines: [["", share("prefix_cache_hits_total", "prefix_cache_queries_total")]] },
-  { title: "queueTime", format: seconds, lines: percentiles("request_queue_time_seconds") },
+];
+const LATENCY = [
   { title: "ttft", format: seconds, lines: percentiles("time_to_first_token_seconds") },
   { title: "itl", format: seconds, lines: percentiles("inter_token_latency_seconds") },
   { title: "e2e", format: seconds, lines: percentiles("e2e_request_latency_seconds") },
@@ -116,21 +119,22 @@ function shape(tag, attributes) {
   return node;
 }
 
-function path(points, top) {
+// Places of the points, one list for each unbroken run.
+function runs(points, top) {
   const width = Math.max(points.length, MIN_SAMPLES) - 1;
-  let data = "";
-  let broken = true;
+  const found = [];
   points.forEach((value, i) => {
-    if (value === null) broken = true;
-    else {
-      const x = WIDTH - (points.length - 1 - i) * (WIDTH / width);
-      const y = HEIGHT - Math.min(value / top, 1) * (HEIGHT - 4) - 1;
-      data += `${broken ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
-      broken = false;
-    }
+    if (value === null) return;
+    const x = WIDTH - (points.length - 1 - i) * (WIDTH / width);
+    const y = HEIGHT - Math.min(value / top, 1) * (HEIGHT - 4) - 1;
+    if (i === 0 || points[i - 1] === null) found.push([]);
+    found[found.length - 1].push(`${x.toFixed(1)} ${y.toFixed(1)}`);
   });
-  return data;
+  return found;
 }
+
+const outline = (found) => found.map((run) => `M${run.join("L")}`).join("");
+const area = (found) => found.map((run) => `M${run[0].split(" ")[0]} ${HEIGHT}L${run.join("L")}L${run[run.length - 1].split(" ")[0]} ${HEIGHT}Z`).join("");
 
 // The next 1, 2 or 5 times a power of ten.
 function roundUp(value) {
@@ -139,31 +143,77 @@ function roundUp(value) {
   return [1, 2, 5, 10].map((m) => m * power).find((m) => m >= value * 0.9999);
 }
 
-function card({ title, format, lines, top }) {
-  const series = lines.map(([name, at]) => ({ name, points: samples.map((_, i) => at(i)) }));
-  const highest = top ?? roundUp(Math.max(0, ...series.flatMap(({ points }) => points.filter((p) => p !== null))));
+// Where the pointer is: seconds before now; null = nowhere. Every card then shows the values of that time.
+let pointed = null;
+
+function picture(series, highest, title) {
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
   for (const y of [1, HEIGHT / 2, HEIGHT - 1]) svg.append(shape("line", { x1: 0, x2: WIDTH, y1: y, y2: y, class: "grid" }));
+  const places = series.map(({ points }) => runs(points, highest));
+  if (series.length < 3) places.forEach((found, i) => svg.append(shape("path", { d: area(found), class: `area ${COLOURS[i]}` })));
+  places.forEach((found, i) => svg.append(shape("path", { d: outline(found), class: `line ${COLOURS[i]}` })));
+  const shown = Math.max(samples.length, MIN_SAMPLES) - 1;
+  if (pointed !== null) {
+    const x = WIDTH - pointed * (WIDTH / shown);
+    svg.append(shape("line", { x1: x, x2: x, y1: 0, y2: HEIGHT, class: "cross" }));
+  }
+  svg.setAttribute("aria-label", title);
+  return svg;
+}
+
+function legendOf(series, format) {
+  const at = samples.length - 1 - (pointed ?? 0);
   const legend = element("div", { className: "legend" });
   const spoken = [];
   series.forEach(({ name, points }, i) => {
-    svg.append(shape("path", { d: path(points, highest), class: `line ${COLOURS[i]}` }));
-    const last = points.length ? points[points.length - 1] : null;
-    const text = last === null ? "–" : format(last);
+    const value = points[at] ?? null;
+    const text = value === null ? "–" : format(value);
     const label = name && /^p\d/.test(name) ? name : name && word(name);
     spoken.push(`${label} ${text}`.trim());
-    legend.append(element("span", { className: COLOURS[i] }, element("b", { textContent: text }), label ? ` ${label}` : ""));
+    const several = series.length > 2 ? " several" : "";
+    const item = element("span", { className: COLOURS[i] + several });
+    if (label) item.append(element("i"));
+    item.append(element("b", { textContent: text }), label ? ` ${label}` : "");
+    legend.append(item);
   });
-  svg.setAttribute("aria-label", `${word(title)}: ${spoken.join(", ")}`);
-  const scale = element("span", { className: "scale", textContent: format(highest) });
-  return element("section", { className: "card", id: `card-${title}` }, element("h2", { textContent: word(title) }), legend, element("div", { className: "plot" }, svg, scale));
+  return { legend, spoken: spoken.join(", ") };
+}
+
+function card({ title, format, lines, top }) {
+  const series = lines.map(([name, at]) => ({ name, points: samples.map((_, i) => at(i)) }));
+  const values = series.flatMap(({ points }) => points.filter((p) => p !== null));
+  const highest = top ?? roundUp(Math.max(0, ...values));
+  const { legend, spoken } = legendOf(series, format);
+  const plot = element("div", { className: "plot" }, picture(series, highest, `${word(title)}: ${spoken}`));
+  if (values.length) plot.append(element("span", { className: "scale", textContent: format(highest) }));
+  else plot.append(element("span", { className: "nothing", textContent: word(samples.length < 3 ? "waitingData" : "none") }));
+  const span = Math.max(samples.length, MIN_SAMPLES);
+  const began = span >= 2 * MIN_SAMPLES ? `${Math.floor(span / 60)}${word("minutesAgo")}` : `${span}${word("secondsAgo")}`;
+  const axis = element("div", { className: "axis", ariaHidden: "true" }, element("span", { textContent: began }), element("span", { textContent: word("now") }));
+  return element("section", { className: "card", id: `card-${title}` }, element("h3", { textContent: word(title) }), legend, plot, axis);
 }
 
 function draw() {
-  document.querySelector("#cards").replaceChildren(...CARDS.map(card));
+  document.querySelector("#cards-load").replaceChildren(...LOAD.map(card));
+  document.querySelector("#cards-latency").replaceChildren(...LATENCY.map(card));
   const lost = samples.length > 0 && samples[samples.length - 1] === null;
-  document.querySelector("#note").textContent = word(lost ? "unreachable" : "window");
+  const note = document.querySelector("#note");
+  const text = word(lost ? "unreachable" : "window");
+  if (note.textContent !== text) note.textContent = text; // said aloud when it changes, not every second
+  note.classList.toggle("lost", lost);
   document.querySelector("#status").className = `dot ${lost ? "gone" : "ready"}`;
+}
+
+function point(event) {
+  const plot = event.target.closest?.(".plot");
+  const before = pointed;
+  if (!plot) pointed = null;
+  else {
+    const { left, width } = plot.getBoundingClientRect();
+    const shown = Math.max(samples.length, MIN_SAMPLES) - 1;
+    pointed = Math.min(Math.max(Math.round((1 - (event.clientX - left) / width) * shown), 0), shown);
+  }
+  if (pointed !== before) draw();
 }
 
 async function sample() {
@@ -190,5 +240,8 @@ async function run() {
   }
 }
 
+drawIcons();
 translate(draw);
+document.addEventListener("pointermove", point);
+document.addEventListener("pointerleave", point);
 run();

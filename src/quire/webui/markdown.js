@@ -7,6 +7,8 @@ const RULE = /^ {0,3}([-*_])(\s*\1){2,}\s*$/;
 const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const INLINE = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(?=\S)([\s\S]*?\S)\*\*|\*(?=[^\s*])([^*]*?[^\s*])\*|~~(?=\S)([\s\S]*?\S)~~|\[([^\]\n]*)\]\((https?:\/\/[^\s)]+)\)|(https?:\/\/[^\s<>()[\]"'`，。；：！？、]+)/;
 
+const COPIED_MS = 1500;
+
 export function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
@@ -48,6 +50,7 @@ function code(lines, at, [, marks, language], parent, copyWord) {
   button.addEventListener("click", async () => {
     await copyText(text);
     button.textContent = copyWord.copied;
+    setTimeout(() => { button.textContent = copyWord.copy; }, COPIED_MS);
   });
   const head = element("div", { className: "code-head" }, element("span", { textContent: language }), button);
   parent.append(element("div", { className: "code" }, head, element("pre", { tabIndex: 0 }, element("code", { textContent: text }))));

@@ -1,4 +1,4 @@
-"""Environments of the clients: a virtual environment or an npm project for each, made when first needed and kept in .cache/clients.
+"""Environments of what tests run beside quire: a virtual environment or an npm project, made when first needed, kept in .cache.
 
 One is made anew when its requirements.txt or package-lock.json changes. Its packages come from where pip and npm are set up to look.
 """
@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "clients"
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "tests"
 DONE = "made"
 INSTALL_S = 1500
 # As in scripts/install.sh: where PyTorch's CPU wheels are, if pip is not set up to look there.
@@ -22,10 +21,10 @@ class NoEnvironment(RuntimeError):
     """The environment could not be made; the text is what pip or npm said."""
 
 
-def python_of(name: str) -> Path:
-    """Python of the environment with tests/clients/NAME/requirements.txt. Raises NoEnvironment."""
-    wanted = HERE / name / "requirements.txt"
-    folder = _folder(name, wanted.read_bytes() + sys.version.encode())
+def python_of(source: Path) -> Path:
+    """Python of the environment with the folder's requirements.txt. Raises NoEnvironment."""
+    wanted = source / "requirements.txt"
+    folder = _folder(source.name, wanted.read_bytes() + sys.version.encode())
     python = folder / "bin" / "python"
     if not (folder / DONE).exists():
         _anew(folder)
@@ -35,10 +34,9 @@ def python_of(name: str) -> Path:
     return python
 
 
-def node_project(name: str) -> Path:
-    """Folder with the packages of tests/clients/NAME/package-lock.json and the programs beside it. Raises NoEnvironment."""
-    source = HERE / name
-    folder = _folder(name, (source / "package-lock.json").read_bytes())
+def node_project(source: Path) -> Path:
+    """A folder with the packages of the given one's package-lock.json and its programs. Raises NoEnvironment."""
+    folder = _folder(source.name, (source / "package-lock.json").read_bytes())
     if not (folder / DONE).exists():
         _anew(folder)
         for file in ("package.json", "package-lock.json"):
