@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Results:
-    """The rows, and where they came from. Pieces of one commit add up; a file of another commit is not mixed with them."""
+    """The rows, and where they came from. Pieces add up; figures of ours stay only as long as they are of one commit."""
 
     path: Path
     head: dict[str, Any]
@@ -29,17 +29,21 @@ class Results:
 
     @classmethod
     def open(cls, path: Path, commit: str) -> "Results":
-        """What the file holds, if it is of this commit."""
-        if path.is_file():
-            held = json.loads(path.read_text())
-            if held["commit"] == commit:
-                return cls(path, {k: v for k, v in held.items() if k != "rows"}, held["rows"])
-        return cls(path, {"machine": "", "commit": commit, "date": "", "versions": {}, "command": ""})
+        """What the file holds, without figures of ours that another commit gave."""
+        if not path.is_file():
+            return cls(path, {"machine": "", "commit": commit, "date": "", "versions": {}, "command": "", "runs": []})
+        held = json.loads(path.read_text())
+        head, rows = {k: v for k, v in held.items() if k != "rows"}, held["rows"]
+        if head["commit"] != commit:
+            for row in rows:
+                row[OURS] = row["ratio"] = row["floor_share"] = None
+                row.get("detail", {}).pop(OURS, None)
+        return cls(path, {**head, "commit": commit}, rows)
 
     def describe(self, machine: str, date: str, command: str) -> None:
-        """Adds a command that took part."""
-        before = self.head["command"]
-        self.head |= {"machine": machine, "date": date, "command": f"{before}; {command}" if before else command}
+        """Adds a run that takes part: the last one gives machine, date and command, all are listed."""
+        self.head |= {"machine": machine, "date": date, "command": command}
+        self.head["runs"].append({"date": date, "commit": self.head["commit"], "machine": machine, "command": command})
 
     def add(self, engine: str, shape: str, figures: dict[str, Any], rates: Rates, scale: Any) -> None:
         """Figures by workload, of one process; figures that are there already are replaced, a peer's start only by a better one."""
