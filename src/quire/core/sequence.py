@@ -109,13 +109,13 @@ class Sequence:
             eos_token_ids=self.request.eos_token_ids,
             bad_words_token_ids=self.request.bad_words_token_ids,
             grammar=self.request.grammar,
+            think_token_ids=self.request.think_token_ids,
         )
 
 
 def _is_chosen_simply(params: SamplingParams) -> bool:
     """Whether each token is the likeliest or drawn from all, and nothing else is asked about it."""
     penalties = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
-            think_token_ids=self.request.think_token_ids,
     edits = params.allowed_token_ids or params.logit_bias or params.min_tokens
     filters = not params.greedy and (params.top_p < 1 or params.top_k or params.min_p)
     return params.logprobs is None and not (penalties or edits or filters)
