@@ -1,6 +1,7 @@
 """Where the time of the chat workload goes: what the host did in each step, what the device did, and when it had nothing to do.
 
     python benchmarks/gpu_timeline.py [SHAPE...] [--temperature T | --sampled] [--runs N] [--requests N] [--csv FILE]
+        [--seats N] [--step-tokens N] [--longest-first]
 
 A line for each kind of step: how many, tokens, milliseconds of the device and of gaps before it, and the host's milliseconds by part
 (a part's time is without that of parts inside it). The device's time of a step lies between two events around what was asked of it.
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import shapes
@@ -176,6 +177,8 @@ def measure(shape: str, options: argparse.Namespace) -> None:
     timeline = Timeline()
     watch(timeline)
 
+    scheduler = llm.llm_engine.engine.scheduler
+
     def run(lengths_in: list[int], lengths_out: list[int]) -> float:
         inputs = [{"prompt_token_ids": shapes.random_ids(rng, n)} for n in lengths_in]
         more = SAMPLED if options.sampled else {"temperature": options.temperature}
@@ -188,6 +191,11 @@ def measure(shape: str, options: argparse.Namespace) -> None:
 
     run([16], [8])
     run([128], [40])
+    if options.longest_first:
+        order = sorted(range(len(num_out)), key=lambda i: -num_out[i])
+        num_in, num_out = [num_in[i] for i in order], [num_out[i] for i in order]
+    bounds = {"max_num_seqs": options.seats, "max_num_batched_tokens": options.step_tokens}
+    scheduler.config = replace(scheduler.config, **{name: value for name, value in bounds.items() if value})
     for number in range(options.runs):
         seconds = run(num_in, num_out)
         print(f"== {shape}, chat run {number + 1}: {seconds:.3f} s, {len(num_in) / seconds:.1f} requests/s", flush=True)
@@ -202,6 +210,9 @@ def main() -> None:
     parser.add_argument("--sampled", action="store_true", help="with every kind of sampling option")
     parser.add_argument("--runs", type=int, default=2, help="the first one captures graphs on its way")
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--seats", type=int, help="sequences computed at once")
+    parser.add_argument("--step-tokens", type=int, help="tokens computed in one step")
+    parser.add_argument("--longest-first", action="store_true", help="requests in falling order of output length")
     parser.add_argument("--csv", help="write a line a step to FILE.SHAPE.RUN.csv")
     options = parser.parse_args()
     for shape in options.shapes or ["0.5b"]:

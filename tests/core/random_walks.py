@@ -131,9 +131,8 @@ class Walk:
 
     def _all_still_run(self) -> bool:
         batch = self.harness.batch
-        return not batch.decode_steps and {s.seq_id for s in batch.scheduled} <= {
-            s.seq_id for s in self.harness.running()
-        }
+        alone = not batch.decode_steps and self.harness.ahead is None
+        return alone and {s.seq_id for s in batch.scheduled} <= {s.seq_id for s in self.harness.running()}
 
     def _ids(self) -> list[str]:
         return sorted({id for id, _ in self.harness.owed}) or ["nobody"]

@@ -5,7 +5,7 @@
 Three requests, four usable blocks, steps of one or two tokens. Events, each tried in every state that allows it:
 
     add(r)      for each request not yet added, in any order
-    ahead       decoding steps after those under way, where the runner can do several in a row
+    ahead       a step after the one under way, where the runner can do several in a row
     schedule    then commit, apart from each other, so that everything else may come between them
     abort(r)    at any moment while r lives
     preempt(r)  forced, at any moment while r runs, a bounded number of times in all
@@ -138,7 +138,7 @@ def events(harness: Harness, may_force: bool) -> Iterator[Event]:
         yield ("schedule", "")
         return
     yield ("commit", "")
-    if harness.batch.decode_steps and harness.ahead is None:
+    if harness.batch.unattended and harness.ahead is None:
         yield ("schedule_ahead", "")
     yield from (("fail", s.request.id) for s in harness.running() if s.seq_id in scheduled_ids(harness))
 
@@ -189,7 +189,7 @@ def canonical(harness: Harness) -> Hashable:
 
     sequences = [
         (
-            s.request.id, s.status.value, len(s.token_ids), s.num_computed_tokens, tuple(blocks[b] for b in s.block_ids),
+            s.request.id, s.status.value, len(s.token_ids), s.num_computed_tokens, s.num_confirmed_tokens, tuple(blocks[b] for b in s.block_ids),
             min(s.num_preemptions, MAX_PREEMPTIONS), s.num_cached_tokens, s.prefix.num_blocks, prefix(s.prefix.parent),
         )
         for s in sorted(by_id.values(), key=lambda s: s.seq_id)
@@ -201,7 +201,11 @@ def canonical(harness: Harness) -> Hashable:
             cached.append((number, entry.key, prefix(entry.parent), prefix(entry.prefix_id)))
 
     def content(batch: Batch | None) -> Hashable:
-        return batch and (batch.decode_steps, *((label(s.seq_id), s.num_new_tokens) for s in batch.scheduled))
+        return batch and (
+            batch.decode_steps,
+            batch.follows,
+            *((label(s.seq_id), s.num_new_tokens) for s in batch.scheduled),
+        )
 
     return (
         tuple(sequences), tuple(cached), tuple(sorted(harness.ended.items())), tuple(map(label, scheduler._running)),

@@ -117,6 +117,7 @@ class StubRunner:
             require(new.seq_id not in self.rows, "added twice", new)
             self.rows[new.seq_id] = Row(new, salts[new.seq_id], new.token_ids, new.num_computed_tokens, new.block_ids)
         require(len(self.rows) <= self.config.max_num_seqs, "too many rows", len(self.rows))
+        self._check_unattended(batch)
         require(len({s.seq_id for s in batch.scheduled}) == len(batch.scheduled), "scheduled twice", batch)
         if batch.decode_steps:
             return self._execute_decode_steps(batch, failing)
@@ -124,6 +125,16 @@ class StubRunner:
         return StepResult(
             [self._run(s.seq_id, s.num_new_tokens, s.new_block_ids, s.seq_id in failing) for s in batch.scheduled]
         )
+
+    def _check_unattended(self, batch: Batch) -> None:
+        if batch.unattended:
+            rows = [self.rows[s.seq_id] for s in batch.scheduled]
+            alone = all(r.new.params.top_p == 1 and r.new.params.logprobs is None for r in rows)
+            alone &= all(
+                r.new.params.prompt_logprobs is None or r.num_computed >= r.new.num_prompt_tokens for r in rows
+            )
+            require(alone and self.config.max_decode_steps > 0, "needs the host", batch)
+        require(batch.unattended or not batch.decode_steps, "decoding steps need no host", batch)
 
     def _execute_decode_steps(self, batch: Batch, failing: set[int]) -> StepResult:
         ids, counts = [s.seq_id for s in batch.scheduled], [s.num_new_tokens for s in batch.scheduled]
@@ -141,7 +152,6 @@ class StubRunner:
         row = self.rows[scheduled.seq_id]
         row.block_ids += scheduled.new_block_ids
         row.failed |= fails
-        require(row.new.params.top_p == 1 and row.new.params.logprobs is None, "needs the host", row.new)
         if row.failed:
             return SequenceResult(scheduled.seq_id, [], error="logits are not finite")
         start = len(row.token_ids)
@@ -160,6 +170,8 @@ class StubRunner:
         row = self.rows[seq_id]
         row.block_ids += new_block_ids
         start, end = row.num_computed, row.num_computed + num_new
+        if row.failed:  # in the step before, which was not known yet
+            return SequenceResult(seq_id, [], error="logits are not finite")
         require(0 < num_new and end <= len(row.token_ids), "more tokens than there are", seq_id)
         require(0 not in row.block_ids, "block 0 in a table", row.block_ids)
         self._read(row, start)
@@ -167,6 +179,7 @@ class StubRunner:
         for position in range(start, end):
             self.kv[self._slot(row, position)] = None if fails else (known[position], row.salt)
         row.num_computed = end
+        row.failed = fails
         if fails:
             return SequenceResult(seq_id, [], error="logits are not finite")
         token_ids = []
@@ -294,6 +307,10 @@ class Harness:
     def schedule_ahead(self) -> None:
         require(self.batch is not None, "the test asks for steps after none")
         self.ahead = self.ahead or self.scheduler.schedule_ahead()
+        self.salts |= {s.seq_id: s.request.cache_salt for s in self.running()}
+        if self.ahead is not None:
+            require(self.batch.unattended and self.ahead.unattended, "the host was not asked", self.batch, self.ahead)
+            require(bool(self.ahead.scheduled), "a step of nothing", self.ahead)
         self.verify()
 
     def commit(self, failing: set[int] = frozenset()) -> list[EngineOutput]:  # type: ignore[assignment]
@@ -331,7 +348,10 @@ class Harness:
         """The step is lost before or after the runner did it."""
         batch, ahead, self.batch, self.ahead = self.batch, self.ahead, None, None
         assert batch is not None
-        self.runner.unsure = {*batch.removed, *(new.seq_id for new in batch.added)}
+        told = [batch] if ahead is None else [batch, ahead]
+        self.runner.unsure = {
+            seq_id for each in told for seq_id in (*each.removed, *(new.seq_id for new in each.added))
+        }
         if executed:
             self.runner.execute(batch, self.salts, failing=set())
         if executed and ahead is not None:

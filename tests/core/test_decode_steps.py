@@ -139,14 +139,60 @@ def test_what_is_under_way_for_one_that_left_is_dropped(how: str) -> None:
     h.drain()
 
 
-def test_nothing_follows_when_somebody_can_be_admitted() -> None:
+def test_a_newcomer_joins_in_the_step_after_the_one_under_way() -> None:
     h = decoding(harness())
-    h.add(greedy("new", [2] * 3))
+    h.add(greedy("new", [2] * 3, max_tokens=9))
+    h.schedule_ahead()
+    assert rows(h.ahead) == [(0, 1), (1, 3)] and (h.ahead.decode_steps, h.ahead.follows) == (0, False)
+    h.commit()
+    h.schedule_ahead()
+    assert (rows(h.ahead), h.ahead.decode_steps, h.ahead.follows) == ([(0, 4), (1, 4)], 4, False)
+    h.drain()
+
+
+def test_prompts_are_computed_chunk_after_chunk_without_waiting() -> None:
+    h = harness()
+    h.add(greedy("a", [1] * 40, max_tokens=9))
+    found = []
+    h.schedule()
+    while h.batch is not None:
+        found.append((rows(h.batch), h.batch.decode_steps))
+        h.schedule_ahead()
+        h.commit()
+    assert found == [([(0, 16)], 0), ([(0, 16)], 0), ([(0, 8)], 0), ([(0, 4)], 4), ([(0, 4)], 4)]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1.0, "top_p": 0.9}, {"prompt_logprobs": 1}])
+def test_who_needs_the_host_is_not_admitted_before_the_tokens_are_known(params) -> None:
+    h = decoding(harness())
+    h.add(request("b", [2] * 3, **{"temperature": 0.0, **params}))
     h.schedule_ahead()
     assert h.ahead is None
     h.commit()
     h.schedule()
-    assert rows(h.batch) == [(0, 1), (1, 3)] and h.batch.decode_steps == 0
+    assert rows(h.batch) == [(0, 1), (1, 3)] and not h.batch.unattended
+    h.drain()
+
+
+def test_one_preempted_from_a_step_under_way_comes_back_after_it() -> None:
+    h = decoding(harness(), "ab")
+    h.preempt("a")
+    h.schedule_ahead()
+    assert h.ahead is None
+    h.commit()
+    h.schedule()
+    assert rows(h.batch)[-1][0] == 0
+    h.drain()
+
+
+def test_what_a_step_under_way_computes_is_not_found_before_it_is_committed() -> None:
+    h = harness(max_num_batched_tokens=8)
+    h.add(greedy("a", [1] * 8, max_tokens=9))
+    h.schedule()
+    h.add(greedy("b", [1] * 8 + [2], max_tokens=9))
+    h.schedule_ahead()
+    assert rows(h.ahead) == [(0, 1), (1, 7)]
+    h.drain()
 
 
 def test_who_waits_for_want_of_blocks_stops_nobody() -> None:
@@ -160,7 +206,7 @@ def test_who_waits_for_want_of_blocks_stops_nobody() -> None:
     h.drain()
 
 
-def test_nothing_follows_when_more_than_an_eighth_of_the_rows_have_ended() -> None:
+def test_when_more_than_an_eighth_of_the_rows_have_ended_the_others_go_on_without_them() -> None:
     h = decoding(harness(max_num_batched_tokens=64), "abcdefgh")
     h.abort("a")
     h.schedule_ahead()
@@ -168,7 +214,7 @@ def test_nothing_follows_when_more_than_an_eighth_of_the_rows_have_ended() -> No
     h.commit()
     h.abort("b")
     h.schedule_ahead()
-    assert h.ahead is None
+    assert (rows(h.ahead), h.ahead.follows) == ([(i, 4) for i in range(2, 8)], False)
     h.drain()
 
 

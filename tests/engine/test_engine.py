@@ -1,10 +1,12 @@
 """The loop and its fault boundary, with a runner that has no model: a failure reaches its cause and nobody else."""
 
+import gc
 import logging
 import random
 
 import pytest
 from fake_runner import VOCAB, FakePlatform, FakeRunner, expected
+from tiny_checkpoints import tiny_qwen2
 
 from quire.config import EngineConfig
 from quire.core.params import SamplingParams
@@ -99,6 +101,17 @@ def test_a_poison_request_fails_alone(num_rows, place):
         else:
             assert (tokens, reason, error) == (expected(each.prompt_token_ids, each.params), "length", None)
     assert all_blocks_are_back(engine)
+
+
+def test_what_is_there_after_loading_is_left_alone_by_the_garbage_collector(tmp_path):
+    config = EngineConfig(
+        str(tiny_qwen2(tmp_path)), "name", "cpu", "float32", max_model_len=128, block_size=4, max_num_seqs=8,
+        max_num_batched_tokens=32, num_gpu_blocks_override=40,
+    )  # fmt: skip
+    engine = Engine.from_config(config, log_stats=False)
+    assert gc.get_freeze_count() > 10_000
+    engine.close()
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_request_that_becomes_poison_while_it_generates_keeps_what_it_has():

@@ -218,11 +218,11 @@ def test_after_a_failure_steps_run_one_at_a_time(folder: Path, monkeypatch: pyte
     asked = requests(10, seed=2)
     finish, calls = ModelRunner.finish, []
 
-    def fail_once(self: ModelRunner, flight: Any) -> Any:
+    def fail_once(self: ModelRunner, flight: Any, still_runs: Any) -> Any:
         calls.append(flight)
         if len(calls) == 2:
             raise RuntimeError("kernel launch failed")
-        return finish(self, flight)
+        return finish(self, flight, still_runs)
 
     monkeypatch.setattr(ModelRunner, "finish", fail_once)
     assert answers(folder, RecordingPlatform(), asked) == answers(folder, CpuPlatform(), asked)

@@ -40,7 +40,7 @@ class NewSequence:
 class ScheduledSequence:
     """One row of the step: computes tokens [num_computed, num_computed + num_new_tokens) of its sequence.
 
-    It samples exactly when that interval ends at the sequence's last known token. In a batch of decoding steps (Batch.decode_steps)
+    It samples exactly when that interval ends at the sequence's last token so far. In a batch of decoding steps (Batch.decode_steps)
     it samples after each of these tokens, and the next of them is what it has just sampled.
     new_block_ids  appended to its block table before the step
     """
@@ -54,10 +54,12 @@ class ScheduledSequence:
 class Batch:
     """One step's decision, or that of several decoding steps in a row.
 
-    decode_steps  0: one step. k: nothing but decoding, k steps in a row without a word from the host; a row computes one token in
-                  each of the first num_new_tokens of them, then rests
-    follows       of decoding steps: the rows of the batch before it, in the same order, go on, though nobody knows yet what that
-                  batch gave; a row with num_new_tokens 0 has ended since, or is about to
+    unattended    its tokens can be chosen without a word from the host, so the next batch may be asked for before anyone knows
+                  them; of a row that goes on meanwhile, a token not known yet is the one that the last batch with it chose
+    decode_steps  0: one step. k: nothing but decoding, k steps in a row, unattended; a row computes one token in each of the
+                  first num_new_tokens of them, then rests
+    follows       of decoding steps: the rows of the batch before it, in the same order, go on; a row with num_new_tokens 0 has
+                  ended since, or is about to
     """
 
     scheduled: list[ScheduledSequence]
@@ -65,6 +67,7 @@ class Batch:
     removed: list[int] = field(default_factory=list)
     decode_steps: int = 0
     follows: bool = False
+    unattended: bool = False
 
     @property
     def num_tokens(self) -> int:

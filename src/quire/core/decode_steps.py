@@ -12,13 +12,13 @@ MIN_LIVE_SHARE = 7 / 8  # of the rows of a batch; with fewer, a smaller batch co
 
 
 def lengthen(rows: dict[int, ScheduledSequence], running: dict[int, Sequence], kv: KVManager, max_steps: int) -> int:
-    """Makes several decoding steps of one that computes one token of every running sequence.
+    """Makes several decoding steps of one that computes one token of each of its sequences.
 
     rows  of that step, by seq_id; changed in place
-    Returns how many steps, 1 if blocks lack for more; 0 if a sequence needs the host after each, and nothing is done then.
+    Returns how many steps, 1 if blocks lack for more; 0 if a sequence does not decode, and nothing is done then.
     """
     sequences = [running[seq_id] for seq_id in rows]
-    if not sequences or not all(s.runs_alone and s.num_computed_tokens == len(s.token_ids) for s in sequences):
+    if not all(s.num_computed_tokens >= len(s.token_ids) for s in sequences):
         return 0
     more = [(s, min(max_steps - 1, s.num_left)) for s in sequences]  # beside the one that the step has given it
     new_block_ids = _take(more, kv)
@@ -41,7 +41,7 @@ def follow(batch: Batch, running: dict[int, Sequence], kv: KVManager, max_steps:
         return None
     rows = {s.seq_id: ScheduledSequence(s.seq_id, count, ids) for (s, count), ids in zip(more, new_block_ids)}
     scheduled = [rows.get(row.seq_id) or ScheduledSequence(row.seq_id, 0) for row in batch.scheduled]
-    return Batch(scheduled, decode_steps=max(count for _, count in more), follows=True)
+    return Batch(scheduled, decode_steps=max(count for _, count in more), follows=True, unattended=True)
 
 
 def _take(more: list[tuple[Sequence, int]], kv: KVManager) -> list[list[int]] | None:

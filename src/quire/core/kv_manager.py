@@ -37,7 +37,7 @@ class KVManager:
             return False
         self.pool.share(block_ids)
         sequence.block_ids = block_ids + self.pool.allocate(num_new)
-        sequence.num_computed_tokens = len(found) * self._config.block_size
+        sequence.num_computed_tokens = sequence.num_confirmed_tokens = len(found) * self._config.block_size
         sequence.prefix.advance(found)
         if sequence.num_cached_tokens is None:
             self._count(sequence)
@@ -64,8 +64,8 @@ class KVManager:
         """Files the full blocks of the sequence in the prefix cache."""
         if self.cache is None:
             return
-        # The last known token is left out: whether it is computed is not sure while steps are under way.
-        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids) - 1) // self._config.block_size
+        # The last known token is left out: a sequence that has ended by it did not compute it in every case.
+        num_full = min(sequence.num_confirmed_tokens, len(sequence.token_ids) - 1) // self._config.block_size
         if num_full > sequence.prefix.num_blocks:
             self.cache.file(sequence.prefix, sequence.token_ids, sequence.block_ids, num_full)
 

@@ -62,10 +62,13 @@ class _Step:
 class Scheduler:
     """Continuous batching over a paged KV cache. Decides only: no clock, no I/O, no randomness.
 
-    Calls come in turns: schedule, execute elsewhere, commit of that same batch. Decoding steps may also overlap:
+    Calls come in turns: schedule, execute elsewhere, commit of that same batch. Unattended batches may also overlap:
 
         schedule ─ a ─┬─ schedule_ahead ─ b ─┬─ commit a ─ schedule_ahead ─ c ─┬─ commit b ─ … ─ schedule_ahead: None ─ commit
                       └─ a runs ─────────────┴─ b runs ────────────────────────┴─ c runs
+
+    So a sequence's tokens may be fewer than what is computed of it, and it may have ended by a token that is not known yet; what is
+    computed of it then is dropped by commit. Blocks that it gives back go to batches that run after all that still write to them.
 
     add and abort may come at any moment between calls; the scheduler is not safe for concurrent threads.
     """
@@ -168,32 +171,26 @@ class Scheduler:
         """Decides the next step: running sequences first, decodes before chunks, then the queue in order."""
         if self._in_flight:
             raise RuntimeError("schedule() called again before commit() of the last batch")
-        step = _Step(self.config.max_num_batched_tokens)
-        if self._prompt_goes_alone:
-            self._prompt_goes_alone = False
-            self._admit(step)
-        if not step.rows:
-            self._continue_running(step)
-            if not step.preempted:
-                self._admit(step)
-        self._num_step_tokens = self.config.max_num_batched_tokens - step.budget
-        decode_steps = self._lengthen(step)
-        self._in_flight = [Batch(list(step.rows.values()), step.added, self._removed, decode_steps)]
-        self._removed = []
-        return self._in_flight[0]
+        step = self._put_together()
+        return self._send(self._batch_of(step))
 
     def schedule_ahead(self) -> Batch | None:
-        """Decides on decoding steps after those under way, before anyone knows what these give: the same rows go on.
+        """Decides on the step after the one under way, before anyone knows what that gives.
 
-        None when there is something else to decide first: somebody can be admitted, blocks lack, or many rows have ended.
-        Call it again, or schedule, after the next commit.
+        None when it must be known first: a sequence needs the host, blocks lack, or nobody is sure to go on. Call it again, or
+        schedule, after the next commit.
         """
-        if len(self._in_flight) != 1 or not self._in_flight[0].decode_steps or self._may_admit():
+        if len(self._in_flight) != 1 or not self._in_flight[0].unattended:
             return None
-        batch = follow(self._in_flight[0], self._running, self.kv, self.config.max_decode_steps)
-        if batch is not None:
-            self._in_flight.append(batch)
-        return batch
+        newcomer = self._next_to_admit()
+        if newcomer is None and self._in_flight[0].decode_steps:
+            batch = follow(self._in_flight[0], self._running, self.kv, self.config.max_decode_steps)
+            if batch is not None:
+                return self._send(batch)
+        if not self._goes_ahead(newcomer):
+            return None
+        step = self._put_together()
+        return self._send(self._batch_of(step)) if step.rows else None
 
     def commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
         """Takes in what the step gave: appends tokens, ends sequences, files full blocks in the prefix cache.
@@ -210,6 +207,7 @@ class Scheduler:
                 raise RuntimeError(f"result for sequence {sequence_result.seq_id} where {row.seq_id} was scheduled")
             sequence = self._running.get(row.seq_id)
             if sequence is not None:  # else it has ended, or was aborted or preempted meanwhile
+                sequence.num_confirmed_tokens += row.num_new_tokens
                 num_given = len(sequence_result.token_ids)
                 if batch.decode_steps and num_given != row.num_new_tokens and sequence_result.error is None:
                     raise RuntimeError(f"sequence {row.seq_id} got {num_given} tokens in {row.num_new_tokens} steps")
@@ -217,6 +215,10 @@ class Scheduler:
                 if output is not None:
                     outputs.append(output)
         return outputs
+
+    def runs(self, seq_id: int) -> bool:
+        """Whether a sequence holds blocks."""
+        return seq_id in self._running
 
     def admitted(self, batch: Batch) -> list[str]:
         """Ids of the requests whose sequences the batch under way takes from the queue."""
@@ -256,18 +258,66 @@ class Scheduler:
 
     # ---- scheduling ----
 
+    def _put_together(self) -> _Step:
+        step = _Step(self.config.max_num_batched_tokens)
+        if self._prompt_goes_alone:
+            self._prompt_goes_alone = False
+            self._admit(step)
+        if not step.rows:
+            self._continue_running(step)
+            if not step.preempted:
+                self._admit(step)
+        return step
+
+    def _batch_of(self, step: _Step) -> Batch:
+        self._num_step_tokens = self.config.max_num_batched_tokens - step.budget
+        may_overlap = self.config.max_decode_steps > 0 and len(step.rows) > 0
+        unattended = may_overlap and all(self._running[seq_id].goes_unattended for seq_id in step.rows)
+        decode_steps = self._lengthen(step) if unattended else 0
+        return Batch(list(step.rows.values()), step.added, self._removed, decode_steps, unattended=unattended)
+
+    def _send(self, batch: Batch) -> Batch:
+        self._in_flight.append(batch)
+        if not batch.follows:  # a runner is told of the others later
+            self._removed = []
+        return batch
+
     def _lengthen(self, step: _Step) -> int:
         """Number of decoding steps that the step is made to be; 0 = it stays one step of any kind."""
         settled = not step.added and not step.preempted and not self._prompt_goes_alone
-        one_token_each = len(step.rows) == len(self._running) == self._num_step_tokens
-        if not self.config.max_decode_steps or not settled or not one_token_each:
+        one_token_each = len(step.rows) == self._num_step_tokens
+        if not settled or not one_token_each or self._has_chunks_beside(step):
             return 0
         return lengthen(step.rows, self._running, self.kv, self.config.max_decode_steps)
 
-    def _may_admit(self) -> bool:
+    def _has_chunks_beside(self, step: _Step) -> bool:
+        """Whether a running sequence has something to compute, and no part in the step for want of budget."""
+        if len(step.rows) == len(self._running):
+            return False
+        return any(seq_id not in step.rows and s.num_left > 0 for seq_id, s in self._running.items())
+
+    def _next_to_admit(self) -> Sequence | None:
+        """The sequence that the next step admits if nothing changes until then, and there is one."""
         sequence = self._waiting.peek()
         has_seat = len(self._running) < self.config.max_num_seqs
-        return sequence is not None and has_seat and not self._is_stuck(sequence)
+        return sequence if sequence is not None and has_seat and not self._is_stuck(sequence) else None
+
+    def _goes_ahead(self, newcomer: Sequence | None) -> bool:
+        """Whether a step can be put together while another is under way: nobody in it needs the host or others' blocks."""
+        if newcomer is not None and not self._joins_ahead(newcomer):
+            return False
+        running = self._running.values()
+        size = self.config.block_size
+        needs = sum(1 for s in running if s.num_computed_tokens == len(s.block_ids) * size and s.num_left > 0)
+        return needs <= self.pool.num_free and all(s.goes_unattended for s in running)
+
+    def _joins_ahead(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence can be admitted while a step is under way. Not if it was preempted from that very step, whose
+        results could not be told from those of its new life."""
+        under_way = sequence.num_preemptions and any(
+            row.seq_id == sequence.seq_id for batch in self._in_flight for row in batch.scheduled
+        )
+        return sequence.goes_unattended and not under_way
 
     def _continue_running(self, step: _Step) -> None:
         block_size = self.config.block_size
@@ -275,9 +325,9 @@ class Scheduler:
         for sequence in list(self._running.values()):
             if sequence.status is not Status.RUNNING:
                 continue  # preempted a moment ago
-            if sequence.num_computed_tokens + 1 != len(sequence.token_ids):
+            if sequence.num_computed_tokens + 1 < len(sequence.token_ids):
                 chunks.append(sequence)
-            elif step.budget:
+            elif step.budget and (sequence.num_computed_tokens < len(sequence.token_ids) or sequence.num_left > 0):
                 if sequence.num_computed_tokens < len(sequence.block_ids) * block_size:
                     step.give(sequence.decode_row)
                     sequence.num_computed_tokens += 1
@@ -319,7 +369,9 @@ class Scheduler:
     def _admit(self, step: _Step) -> None:
         while step.budget and len(self._running) < self.config.max_num_seqs:
             sequence = self._waiting.peek()
-            if sequence is None or self._is_stuck(sequence) or not self._place(sequence, step):
+            if sequence is None or self._is_stuck(sequence) or (self._in_flight and not self._joins_ahead(sequence)):
+                return
+            if not self._place(sequence, step):
                 return
 
     def _place(self, sequence: Sequence, step: _Step) -> bool:
@@ -364,7 +416,7 @@ class Scheduler:
     def _accept(self, sequence: Sequence, result: SequenceResult) -> EngineOutput | None:
         if result.error is not None:
             return self._fail(sequence, result.error)
-        caught_up = sequence.num_computed_tokens >= len(sequence.token_ids)
+        caught_up = sequence.num_confirmed_tokens >= len(sequence.token_ids)
         if caught_up != bool(result.token_ids):
             raise RuntimeError(f"sequence {sequence.seq_id} got {len(result.token_ids)} tokens, caught up: {caught_up}")
         if sequence.prompt_logprobs is not None and result.prompt_logprobs:

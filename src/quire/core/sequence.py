@@ -32,7 +32,8 @@ class Sequence:
         0 ─── slots that it holds ───▶ len(block_ids) · block_size
 
     There is no prefill or decode phase: num_computed_tokens catches up with len(token_ids), and a token is sampled
-    when it does. It moves when a step is scheduled, so while a step is under way it includes what that step computes.
+    when it does. It moves when a step is scheduled, so while steps are under way it includes what they compute, and may
+    be past the last known token; num_confirmed_tokens follows it when they are committed.
 
     seq_id             also the order of arrival
     index              which of the request's n sequences
@@ -45,8 +46,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "block_ids", "decode_row", "index", "num_cached_tokens", "num_computed_tokens", "num_preemptions",
-        "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "runs_alone", "seq_id", "status", "stop", "token_ids",
+        "block_ids", "decode_row", "index", "num_cached_tokens", "num_computed_tokens", "num_confirmed_tokens",
+        "num_preemptions", "num_prompt_tokens", "prefix", "prompt_logprobs", "request", "runs_alone", "seq_id", "status", "stop", "token_ids",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, index: int, request: Request, stop: StopRule, prefix: PrefixChain) -> None:
@@ -58,7 +59,7 @@ class Sequence:
         self.prefix = prefix
         self.token_ids = [*request.prompt_token_ids, *emitted]
         self.num_prompt_tokens = len(request.prompt_token_ids)
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = self.num_confirmed_tokens = 0
         self.block_ids: list[int] = []
         self.status = Status.HELD
         self.num_cached_tokens: int | None = None
@@ -75,8 +76,13 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def goes_unattended(self) -> bool:
+        """Whether its next step needs no word from the host."""
+        return self.runs_alone and self.prompt_logprobs is None
+
+    @property
     def num_left(self) -> int:
-        """Tokens that it may still get, beside those that steps under way give. Of decoding sequences only."""
+        """Tokens that it may still get, beside those that steps under way give. Once its prompt is scheduled to the end."""
         num_pending = self.num_computed_tokens + 1 - len(self.token_ids)
         return self.stop.max_tokens - self.num_generated - num_pending
 
@@ -88,7 +94,7 @@ class Sequence:
     def lose_blocks(self) -> None:
         """Forgets all that was computed; the tokens stay."""
         self.block_ids = []
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = self.num_confirmed_tokens = 0
         self.prefix.restart()
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = []

@@ -1,9 +1,10 @@
 """Engine: the loop. schedule, execute, commit; everything else hangs off these three calls.
 
-Where there is nothing but decoding, a second loop stands beside the first: the same three calls, with the next steps asked for before
-the tokens of the last are known. The batch says which of the two it is for.
+Where nobody in a batch needs the host to choose its tokens, a second loop stands beside the first: the same three calls, with the next
+batch asked for before the tokens of the last are known. The batch says which of the two it is for.
 """
 
+import gc
 import logging
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from quire.core.scheduler import Scheduler
 from quire.engine.executor import Executor
 from quire.engine.throughput import ThroughputLog
 from quire.platform import Platform, select_platform
-from quire.runner.decode_loop import Flight
+from quire.runner.flight import Flight
 from quire.runner.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -40,14 +41,16 @@ class Engine:
         self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks, runner.max_decode_steps))
         self._executor = Executor(runner, platform, self.scheduler.rows_of)
         self._throughput = ThroughputLog() if log_stats else None
-        self._flight: Flight | None = None  # decoding steps that nobody has waited for
+        self._flight: Flight | None = None  # a batch that nobody has waited for
         self.on_admitted: Callable[[list[str]], None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig, *, log_stats: bool = True) -> "Engine":
         """Loads the model. Raises SetupError types."""
         platform = select_platform(config.device)
-        return cls(config, ModelRunner.load(config, platform), platform, log_stats=log_stats)
+        engine = cls(config, ModelRunner.load(config, platform), platform, log_stats=log_stats)
+        gc.freeze()  # what is here now stays: else the collector goes through all of torch again and again, amid steps
+        return engine
 
     def add(self, request: Request) -> None:
         """Takes in a request. Raises ClientError types when it can never be computed or too many wait."""
@@ -60,16 +63,15 @@ class Engine:
         self.scheduler.abort(request_id, index)
 
     def step(self) -> list[EngineOutput]:
-        """One step for all requests, or several decoding steps. Returns what is new.
+        """One batch: a step for all requests, or several decoding steps. Returns what is new.
 
         Raises EngineUnavailable when the device is lost; the engine is of no use any more then.
         """
         if self._flight is not None:
             return self._step_ahead(self._flight.batch)
         batch = self.scheduler.schedule()
-        if batch.added and self.on_admitted is not None:
-            self.on_admitted(self.scheduler.admitted(batch))
-        if batch.decode_steps:
+        self._tell_admitted(batch)
+        if batch.unattended:
             return self._step_ahead(batch)
         try:
             result = self._executor.execute(batch)
@@ -79,13 +81,15 @@ class Engine:
         return self._commit(batch, result)
 
     def _step_ahead(self, batch: Batch) -> list[EngineOutput]:
-        """`step` for decoding steps, under way or not yet: asks for the steps after them before it waits for what they give, so that
-        the device has work while the host handles tokens."""
+        """`step` for a batch that is under way or may be: asks for the one after it before it waits for what it gives, so that the
+        device has work while the host handles tokens."""
         try:
             flight = self._flight or self.runner.start(batch)
             follower = self.scheduler.schedule_ahead()
+            if follower is not None:
+                self._tell_admitted(follower)
             self._flight = None if follower is None else self.runner.start(follower)
-            result = self.runner.finish(flight)
+            result = self.runner.finish(flight, self.scheduler.runs)
         except BaseException as error:
             self._flight = None
             self.scheduler.abandon_all()
@@ -93,10 +97,14 @@ class Engine:
                 raise
             self._executor.check_device(error)
             # Steps one at a time show whose fault it was.
-            logger.exception("decoding steps in a row failed; from now on they run one at a time")
+            logger.exception("a batch that nobody waited for failed; from now on steps run one at a time")
             self.scheduler.stop_lengthening()
             return []
         return self._commit(batch, result)
+
+    def _tell_admitted(self, batch: Batch) -> None:
+        if batch.added and self.on_admitted is not None:
+            self.on_admitted(self.scheduler.admitted(batch))
 
     def _commit(self, batch: Batch, result: StepResult) -> list[EngineOutput]:
         outputs = self.scheduler.commit(batch, result)
@@ -115,6 +123,7 @@ class Engine:
     def close(self) -> None:
         """Frees the model and the KV cache. Harmless when done before."""
         self.runner.close()
+        gc.unfreeze()
 
 
 def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: int = 0) -> SchedulerConfig:

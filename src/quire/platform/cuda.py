@@ -9,6 +9,8 @@ import torch
 from quire.config import MachineFacts
 from quire.platform.base import Graph, Mark, Platform
 
+ROOM_FOR_CAPTURE_BYTES = 4 * 2**30  # with less free, memory that torch keeps for later is given back before a capture
+
 
 class CudaGraph:
     """A CUDA graph and the memory pool its temporaries live in."""
@@ -74,8 +76,9 @@ class CudaPlatform(Platform):
     def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Graph:
         # The first run compiles kernels and creates library handles, which may not happen during a capture.
         work()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # memory cannot be given back while capturing
+        if torch.cuda.mem_get_info(0)[0] < ROOM_FOR_CAPTURE_BYTES:  # nothing can be given back while capturing
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._capture_stream):
             # Other threads of the process may go on using CUDA meanwhile.

@@ -5,10 +5,12 @@ the blocks for that, and reads the tokens of all steps in one copy. So the host 
 
     row of the state    tokens to compute ── positions ──▶ limits: there it rests
     one step            place_tokens → model → greedy or draw_tokens → take_tokens, captured as one graph a batch size
+
+Rows of the state are those of the batch, packed. Where a batch has other rows than the one before, they are loaded anew: a token that
+the host does not know yet comes from last_ids, where the steps under way leave it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,28 +20,15 @@ from torch import Tensor
 from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
-from quire.platform.base import Mark, Platform
+from quire.platform.base import Platform
+from quire.runner.flight import BATCHES_UNDER_WAY, NOT_FINITE, Flight
 from quire.runner.graphs import GraphPool, GraphStore, Size, padded_size
 from quire.runner.philox import uniforms
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import Rows, SequenceTable
 
-BATCHES_UNDER_WAY = 2
-IDS, POSITIONS, LIMITS, FAILED = range(4)
-
-
-@dataclass(frozen=True)
-class Flight:
-    """Decoding steps that the device has been asked for.
-
-    rows    [B] of the table, in batch order
-    tokens  [K, R] int32 on the host, complete once `done` is reached
-    """
-
-    batch: Batch
-    rows: Rows
-    tokens: Tensor
-    done: Mark
+IDS, POSITIONS, LIMITS, FAILED, ROWS = range(5)
+NOT_KNOWN = -1  # in place of an id, on its way to the device
 
 
 class DecodeLoop:
@@ -48,6 +37,8 @@ class DecodeLoop:
     compute    ForwardBatch -> logits [B, V]; never waits for the device
     pool       of captured steps; None = steps run eagerly
     max_steps  most steps of a batch
+    last_ids   [R + 1] int64 on the device: the token that each row of the table chose last, negative = it failed; the row after
+               the last is padding's
     """
 
     def __init__(
@@ -72,7 +63,8 @@ class DecodeLoop:
         self._drawing_graphs = None if pool is None else GraphStore(platform, pool)
         self._num_rows, self._width = table.block_tables.shape
         device = platform.device()
-        self._state = torch.zeros(4, self._num_rows, dtype=torch.int64, device=device)
+        self.last_ids = torch.zeros(self._num_rows + 1, dtype=torch.int64, device=device)
+        self._state = torch.zeros(5, self._num_rows, dtype=torch.int64, device=device)
         self._slots = torch.zeros(self._num_rows, dtype=torch.int64, device=device)
         self._lens = torch.zeros(self._num_rows, dtype=torch.int32, device=device)
         self._starts = torch.arange(self._num_rows + 1, dtype=torch.int32, device=device)
@@ -102,6 +94,7 @@ class DecodeLoop:
         counts = np.fromiter((s.num_new_tokens for s in batch.scheduled), dtype=np.int64)
         if not batch.follows:
             self._begin(batch, host)
+        firsts = self._ends
         if self._draws:
             self._send_uniforms(batch.decode_steps, host)
         self._go_on(batch, counts, host)
@@ -111,12 +104,8 @@ class DecodeLoop:
             self._do_step(size, len(counts))
         tokens = host.tokens[: batch.decode_steps]
         tokens.copy_(self._tokens[: batch.decode_steps], non_blocking=True)
-        return Flight(batch, self._rows, tokens, self._platform.mark())
-
-    def finish(self, flight: Flight) -> NDArray[np.int32]:
-        """Waits for the tokens [K, B] of those steps: negative where a row failed or rested. Good until the next start but one."""
-        flight.done.wait()
-        return flight.tokens.numpy()[:, : len(flight.rows)]
+        self._leave_ids()
+        return Flight(batch, self._rows, self.table.lives[self._rows], firsts, tokens, self._platform.mark())
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
@@ -129,10 +118,15 @@ class DecodeLoop:
         table, rows = self.table, self.table.rows(s.seq_id for s in batch.scheduled)
         size = padded_size(len(rows), self._num_rows) or len(rows)
         self._rows, self._ends = rows, table.num_computed[rows]
+        known = self._ends < table.num_tokens[rows]
         host.state[:] = 0
-        host.state[IDS, : len(rows)] = table.token_ids[rows, self._ends]
+        host.state[IDS, : len(rows)] = np.where(known, table.token_ids[rows, self._ends], NOT_KNOWN)
         host.state[POSITIONS, : len(rows)] = self._ends
+        host.state[ROWS, : len(rows)] = rows
+        host.state[ROWS, len(rows) :] = self._num_rows
         self._state.copy_(host.state_pinned, non_blocking=True)
+        if not known.all():
+            self._fetch_ids()
         width = int(table.num_blocks[rows].max())
         packed = host.tables[: size * width]
         packed.numpy().reshape(size, width)[: len(rows)] = table.block_tables[rows, :width]
@@ -144,9 +138,22 @@ class DecodeLoop:
             host.temperatures.numpy()[: len(rows)] = temperatures
             self._temperatures.copy_(host.temperatures, non_blocking=True)
 
+    def _fetch_ids(self) -> None:
+        """Fills in the tokens that the host does not know."""
+        ids = self._state[IDS]
+        ids.copy_(self.last_ids[self._state[ROWS]].where(ids < 0, ids))
+        self._state[FAILED].copy_(ids < 0)
+        ids.clamp_(min=0)
+
+    def _leave_ids(self) -> None:
+        """Notes what each row chose last, for steps of other kinds and of other rows."""
+        ids = self._state[IDS].masked_fill(self._state[FAILED] > 0, NOT_FINITE)
+        self.last_ids.index_copy_(0, self._state[ROWS], ids)
+
     def _go_on(self, batch: Batch, counts: NDArray[np.int64], host: "_Host") -> None:
         """New limits, and the blocks that rows have got since they were loaded; a row that has ended rests."""
         self._ends = self._ends + counts
+        self.table.num_computed[self._rows] = self._ends
         host.state[LIMITS, : len(counts)] = self._ends * (counts > 0)
         self._state[LIMITS].copy_(host.state_pinned[LIMITS], non_blocking=True)
         if not batch.follows:
@@ -219,7 +226,7 @@ class _Host:
         def make(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, pin_memory=pinned)
 
-        self.state_pinned = make(4, num_rows, dtype=torch.int64)
+        self.state_pinned = make(5, num_rows, dtype=torch.int64)
         self.state = self.state_pinned.numpy()
         self.tables = make(num_rows * width, dtype=torch.int32)
         self.blocks = make(2 * num_rows * (max_steps // block_size + 1), dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
-from quire.runner.decode_loop import DecodeLoop, Flight
+from quire.runner.decode_loop import DecodeLoop
+from quire.runner.flight import ALL_FORBIDDEN, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.grammars import Grammars
 from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
 from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
+from quire.runner.mixed_steps import MixedSteps
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
 from quire.runner.prompt_logprobs import PromptLogprobs
-from quire.runner.sampler import ALL_FORBIDDEN, NOT_FINITE, Sampled, Sampler
+from quire.runner.sampler import Sampled, Sampler
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
 from quire.runner.transfer import Arrays, OneCopy
@@ -43,7 +46,6 @@ DECODE_BYTES = 12 * 10**9  # weights that a large GPU reads in 3 ms
 GRAPH_BYTES = (
     4 * 10**12
 )  # tokens times weights of a step with prompts that keeps a large GPU busy while the host launches its kernels
-NO_TOKEN = -3  # this sequence does not sample in this step
 NOTHING_SAMPLED = Sampled([], [], [])
 ERRORS = {
     NOT_FINITE: NOT_FINITE_ERROR,
@@ -57,7 +59,8 @@ class ModelRunner:
     num_blocks  blocks of the KV cache, block 0 (which is never handed out) included
     plan        where the memory went
     graphs      None = every step runs eagerly
-    loop        decoding steps in a row; None = this device does one step at a time
+    loop        decoding steps in a row, and
+    mixed       single steps, whose tokens are not waited for; None = this device does one step at a time
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class ModelRunner:
                 config.max_model_len,
                 max_blocks,
             )
+        self.mixed: MixedSteps | None = None
         if platform.supports_graphs():  # without graphs too, so that enforce_eager gives the same tokens
             self.loop = DecodeLoop(
                 platform,
@@ -109,6 +113,7 @@ class ModelRunner:
                 pool,
                 decode_steps(plan.weights_bytes),
             )
+            self.mixed = MixedSteps(platform, self._forward, ops, self.table, self.sampling, self.loop.last_ids)
 
     @classmethod
     def load(cls, config: EngineConfig, platform: Platform) -> "ModelRunner":
@@ -143,29 +148,32 @@ class ModelRunner:
 
     @torch.inference_mode()
     def start(self, batch: Batch) -> Flight:
-        """Asks the device for the decoding steps of `batch` and waits for nothing. At most two batches may be on their way, the
-        second one following the first."""
-        if self.loop is None:
+        """Asks the device for an unattended batch and waits for nothing. At most two may be on their way."""
+        if self.loop is None or self.mixed is None:
             raise RuntimeError("this device does one step at a time")
         self._take_in(batch)
-        return self.loop.start(batch)
+        return self.loop.start(batch) if batch.decode_steps else self.mixed.start(batch)
 
     @torch.inference_mode()
-    def finish(self, flight: Flight) -> StepResult:
-        """Waits for what was started, the oldest first, and appends what it sampled to the sequences' rows."""
-        if self.loop is None:
-            raise RuntimeError("this device does one step at a time")
-        tokens = self.loop.finish(flight)
+    def finish(self, flight: Flight, still_runs: Callable[[int], bool]) -> StepResult:
+        """Waits for what was started, the oldest first, and appends what it sampled to the sequences' rows.
+
+        still_runs  whether a sequence, by seq_id, holds its blocks still
+        """
+        tokens = flight.wait()
         failed = (tokens == NOT_FINITE).any(0)
-        if failed.any():
-            self._wipe(flight.rows[failed], len(tokens))
-        self.table.extend(flight.rows, tokens)
+        for place in np.flatnonzero(failed).tolist():
+            if still_runs(flight.batch.scheduled[place].seq_id):
+                self._wipe(int(flight.rows[place]), int(flight.firsts[place]))
+        stays = self.table.lives[flight.rows] == flight.lives
+        self.table.extend(flight.rows[stays], tokens[:, stays])
         columns = zip(flight.batch.scheduled, tokens.T.tolist(), failed.tolist(), strict=True)
+        many = flight.batch.decode_steps
         return StepResult(
             [
                 SequenceResult(s.seq_id, [], error=NOT_FINITE_ERROR)
                 if bad
-                else SequenceResult(s.seq_id, column[: s.num_new_tokens])
+                else SequenceResult(s.seq_id, column[: s.num_new_tokens] if many or column[0] >= 0 else [])
                 for s, column, bad in columns
             ]
         )
@@ -190,6 +198,7 @@ class ModelRunner:
         for name in (
             "graphs",
             "loop",
+            "mixed",
             "model",
             "kv_cache",
             "buffers",
@@ -216,10 +225,15 @@ class ModelRunner:
         for sequence in batch.added:
             self.sampling.set(self.table.row(sequence.seq_id), sequence)
 
-    def _forward(self, step: StepInputs) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] of the step's tokens, and logits [S, V] of the sequences that sample, as the head gives them."""
+    def _forward(self, step: StepInputs, fill_in: Callable[[Tensor], None] | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, H] of the step's tokens, and logits [S, V] of the sequences that sample, as the head gives them.
+
+        fill_in  puts in input ids that are known on the device alone
+        """
         pad_to = self._padded_size(step)
         fwd = self.buffers.load(self.table, step, self.kv_cache.layers, pad_to=pad_to)
+        if fill_in is not None:
+            fill_in(fwd.input_ids)
         outputs = None if self.graphs is None or pad_to is None else self.graphs.run(fwd)
         hidden, logits = self._compute(fwd) if outputs is None else outputs
         return hidden[: step.num_tokens], logits[: len(step.logits_indices)]
@@ -286,13 +300,12 @@ class ModelRunner:
         if failed.any():
             self.kv_cache.clear_slots(torch.from_numpy(step.slot_mapping[failed]).to(self.platform.device()))
 
-    def _wipe(self, rows: NDArray[np.int64], num_steps: int) -> None:
-        """Clears what these rows may have written in the last `num_steps` decoding steps."""
-        positions = self.table.num_computed[rows, None] + np.arange(num_steps)
-        positions = np.minimum(positions, self.config.max_model_len - 1)
-        blocks = self.table.block_tables[rows[:, None], positions // self.table.block_size].astype(np.int64)
-        slots = blocks * self.table.block_size + positions % self.table.block_size
-        self.kv_cache.clear_slots(torch.from_numpy(slots.ravel()).to(self.platform.device()))
+    def _wipe(self, row: int, first: int) -> None:
+        """Clears what this row may have written from its position `first` on."""
+        size = self.table.block_size
+        positions = np.arange(first, self.table.num_blocks[row] * size)
+        slots = self.table.block_tables[row, positions // size].astype(np.int64) * size + positions % size
+        self.kv_cache.clear_slots(torch.from_numpy(slots).to(self.platform.device()))
 
     def _add_logprobs(self, results: list[SequenceResult], step: StepInputs, sampled: Sampled, arrays: Arrays) -> None:
         if all(parts is None for parts in sampled.logprobs):

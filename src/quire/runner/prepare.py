@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
+from quire.runner.flight import BATCHES_UNDER_WAY
 from quire.runner.sequence_table import Rows, SequenceTable
 
 Int64s = NDArray[np.int64]
@@ -21,12 +22,14 @@ class StepInputs:
 
     rows          [B] row of the table of each sequence, in batch order
     num_new       [B] tokens that each computes
-    samples       [B] bool: its tokens reach its last known one, so it samples
+    samples       [B] bool: its tokens reach its last one so far, so it samples
+    unknown       [B] bool: it computes one token, which a step under way chooses
     """
 
     rows: Rows
     num_new: Int64s
     samples: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
     input_ids: Int64s
     positions: Int64s
     slot_mapping: Int64s
@@ -55,11 +58,12 @@ def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
     positions = np.arange(ends[-1]) - np.repeat(starts - first, num_new)
     blocks = table.block_tables[token_rows, positions // table.block_size].astype(np.int64)
     seq_lens = first + num_new
-    samples = seq_lens == table.num_tokens[rows]
+    samples = seq_lens >= table.num_tokens[rows]
     return StepInputs(
         rows=rows,
         num_new=num_new,
         samples=samples,
+        unknown=first >= table.num_tokens[rows],
         input_ids=table.token_ids[token_rows, positions].astype(np.int64),
         positions=positions,
         slot_mapping=blocks * table.block_size + positions % table.block_size,
@@ -70,7 +74,7 @@ def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
 
 
 class InputBuffers:
-    """Host and device memory that steps are copied through, made once.
+    """Host and device memory that steps are copied through, made once. Steps may be under way when the next is copied.
 
     Where a step's tensors lie on the device depends on its sizes alone, so a graph captured for a size finds its inputs again.
     On a CPU host and device memory are the same.
@@ -81,9 +85,11 @@ class InputBuffers:
         self.device = device
         self.max_blocks = max_blocks
         longs, ints = 3 * max_num_tokens + max_num_seqs, 2 * max_num_seqs + 1 + max_num_seqs * max_blocks
-        self._host = [
-            torch.zeros(n, dtype=t, pin_memory=pinned) for n, t in ((longs, torch.int64), (ints, torch.int32))
+        self._hosts = [
+            [torch.zeros(n, dtype=t, pin_memory=pinned) for n, t in ((longs, torch.int64), (ints, torch.int32))]
+            for _ in range(BATCHES_UNDER_WAY if pinned else 1)
         ]
+        self._host = self._hosts[0]
         self._device = [torch.zeros_like(h, device=device) if pinned else h for h in self._host]
 
     def load(
@@ -100,6 +106,8 @@ class InputBuffers:
                      sequences and tokens of nobody; they write nowhere
         table_width  columns of block_tables; default: what the longest sequence of the step needs
         """
+        self._hosts.append(self._hosts.pop(0))  # what the last step was copied from may not have been read yet
+        self._host = self._hosts[0]
         num_tokens, num_seqs = pad_to or (step.num_tokens, len(step.rows))
         last_start = num_tokens if step.is_decode else step.num_tokens
         num_logits = num_seqs if pad_to else len(step.logits_indices)

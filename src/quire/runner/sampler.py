@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.core.batch import TokenLogprobs
 from quire.runner.draw import Controls, draw
+from quire.runner.flight import ALL_FORBIDDEN, NOT_FINITE
 from quire.runner.grammars import Grammars
 from quire.runner.logit_edits import apply_edits, apply_penalties
 from quire.runner.logprobs import LogprobTensors, gather_logprobs, to_entries
@@ -25,8 +26,6 @@ from quire.runner.thinking import end_thinking
 from quire.runner.transfer import Arrays, OneCopy
 
 WORKSPACE_BYTES_PER_LOGIT = 48  # the hungriest of draw, penalties and logprobs, with its copies
-NOT_FINITE = -1  # in place of a token id
-ALL_FORBIDDEN = -2
 
 
 @dataclass(frozen=True)

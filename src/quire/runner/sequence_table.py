@@ -14,7 +14,9 @@ class SequenceTable:
     """Rows of R sequences at most.
 
     token_ids     [R, max_model_len + 1] int32: prompt, then generated tokens, the last of which is never computed
-    num_tokens    [R] tokens known; num_prompt [R] of them are prompt; num_computed [R] have keys and values in the cache
+    num_tokens    [R] tokens known; num_prompt [R] of them are prompt
+    num_computed  [R] have keys and values in the cache, or will have when the steps under way are done; may be past num_tokens
+    lives         [R] counts the sequences that have left the row
     block_tables  [R, M] int32: block ids in logical order, zeros after them; num_blocks [R]
     entries       row -> the NewSequence it was made from (params and other things that are not arrays)
     Pages of the arrays that no sequence has reached yet take no memory.
@@ -29,6 +31,7 @@ class SequenceTable:
         self.num_prompt = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self.lives = np.zeros(max_num_seqs, dtype=np.int64)
         self.entries: dict[int, NewSequence] = {}
         self._row_of: dict[int, int] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
@@ -61,15 +64,12 @@ class SequenceTable:
         self.num_tokens[rows] += 1
 
     def extend(self, rows: Rows, token_ids: NDArray[np.int32]) -> None:
-        """Adds sampled tokens [K, n], some to each of the distinct rows [n], and counts all but the last of each row as computed.
-        A row's tokens end before its first negative one."""
+        """Adds sampled tokens [K, n], some to each of the distinct rows [n]. A row's tokens end before its first negative one."""
         good = token_ids >= 0
         places = self.num_tokens[rows] + np.arange(len(token_ids))[:, None]
         where = np.broadcast_to(rows, token_ids.shape)[good]
         self.token_ids[where, places[good]] = token_ids[good]
-        counts = good.sum(0)
-        self.num_tokens[rows] += counts
-        self.num_computed[rows] += counts
+        self.num_tokens[rows] += good.sum(0)
 
     def _add(self, sequence: NewSequence) -> None:
         if sequence.seq_id in self._row_of or not self._free:
@@ -96,4 +96,5 @@ class SequenceTable:
             return  # never scheduled, so never heard of
         self.block_tables[row, : self.num_blocks[row]] = 0
         self.entries.pop(row)
+        self.lives[row] += 1
         self._free.append(row)

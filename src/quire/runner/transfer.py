@@ -1,4 +1,4 @@
-"""OneCopy: many small device tensors to the host in one copy."""
+"""Many small arrays in one copy: OneCopy from the device to the host, ToDevice the other way."""
 
 from typing import Any
 
@@ -8,6 +8,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Arrays = list[NDArray[Any]]
+
+
+class ToDevice:
+    """Sends arrays of int64 and float64 to the device, all in one copy that nobody waits for.
+
+    num_batches  calls of `send` whose copies may not have happened yet; each has a buffer of its own
+    """
+
+    def __init__(self, device: torch.device, num_batches: int) -> None:
+        self._device = device
+        self._buffers = [torch.zeros(0, dtype=torch.int64)] * num_batches
+        self._turn = 0
+
+    def send(self, *arrays: NDArray[Any]) -> list[Tensor]:
+        """The same arrays on the device."""
+        words = self._next(sum(array.size for array in arrays))
+        begin = 0
+        for array in arrays:
+            words.numpy()[begin : begin + array.size] = array.ravel().view(np.int64)
+            begin += array.size
+        sent = words.to(self._device, non_blocking=True) if self._device.type != "cpu" else words.clone()
+        parts = torch.split(sent, [array.size for array in arrays])
+        return [
+            (part.view(torch.float64) if array.dtype == np.float64 else part).view(array.shape)
+            for part, array in zip(parts, arrays, strict=True)
+        ]
+
+    def _next(self, size: int) -> Tensor:
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if len(self._buffers[self._turn]) < size:
+            pinned = self._device.type != "cpu"
+            self._buffers[self._turn] = torch.zeros(2 * size, dtype=torch.int64, pin_memory=pinned)
+        return self._buffers[self._turn][:size]
 
 
 class OneCopy:
