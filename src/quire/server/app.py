@@ -14,6 +14,7 @@ from quire.server import explain, health, webui
 from quire.server.errors import error_response, http_error
 from quire.server.gate import Gate
 from quire.server.openai import chat, completions, models, pooling, tokenize
+from quire.server.responses import routes as responses
 from quire.server.serving import Serving
 from quire.version import __version__
 
@@ -54,9 +55,9 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.serving = serving
-    for endpoint in (health, models, tokenize, pooling, explain):
-        app.include_router(endpoint.router, responses=ERRORS)
-    for streaming in (chat, completions):
+    for router in (health.router, models.router, tokenize.router, pooling.router, explain.router, responses.stored):
+        app.include_router(router, responses=ERRORS)
+    for streaming in (chat, completions, responses):
         app.include_router(streaming.router, responses={**ERRORS, **STREAM})
     if not serving.args.disable_ui:
         app.include_router(webui.router)

@@ -12,6 +12,7 @@ from quire.errors import EngineUnavailable, ModelNotFound
 from quire.server.history import History
 from quire.server.metrics import Metrics
 from quire.server.options import ServerArgs
+from quire.server.responses.store import ResponseStore
 
 log = logging.getLogger("quire.server")
 MAX_NOTED_FIELDS = 256
@@ -35,6 +36,7 @@ class Serving:
         self.api_keys = args.api_key or [key for key in [env.api_key()] if key]
         self.metrics = Metrics(self.names[0])
         self.history = History()
+        self.responses = ResponseStore()
         self.num_active = 0
         self.draining = False
         self.grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, "grammars")

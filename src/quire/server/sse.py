@@ -22,6 +22,11 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def named_event(name: str, data: bytes) -> bytes:
+    """One server-sent event of a named type."""
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+
+
 class EventStream(Response):
     """Sends events as they come. The transport's flow control holds the producer back, which then joins what piled up.
 
@@ -40,15 +45,16 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with contextlib.suppress(ClientGone):
-                await until_client_gone(receive, self._send_all(send))
+                # Layers between here and the connection look at the start of an answer; its events need not pass through them.
+                await until_client_gone(receive, self._send_all(send, scope["state"].get("send", send)))
         finally:
             self._close()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, send_body: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for data in self._events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send_body({"type": "http.response.body", "body": data, "more_body": True})
         except QuireError as error:
             await _send_error(send, error)
         except Exception:

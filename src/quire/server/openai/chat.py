@@ -17,6 +17,7 @@ from quire.server.openai.shapes import ChatChoice, ChatChunk, ChatCompletion, Ch
 from quire.server.serving import Serving
 from quire.server.sse import DONE, EventStream, event, until_client_gone
 
+MARK = "\0the text\0"  # stands for the text in the frame of an event; no name or id holds it
 router = APIRouter()
 
 
@@ -84,17 +85,34 @@ class ChatStream:
         self._readers: dict[int, AnswerReader] = {}
         self._num_generated = 0
         self._num_cached = 0
+        plain = not (manner.splits_reasoning or manner.format or request.logprobs)
+        self._only_text = plain and not (request.continuous_usage or request.return_token_ids)
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     async def events(self) -> AsyncIterator[bytes]:
         """Raises QuireError when the request fails on its way."""
         async for _, result in self._generation.outputs():
             self._num_cached = result.num_cached_tokens
-            data = b"".join(event(encoder.encode(chunk)) for chunk in self._chunks(result.outputs[0]))
+            data = self._plain(result.outputs[0])
+            if data is None:
+                data = b"".join(event(encoder.encode(chunk)) for chunk in self._chunks(result.outputs[0]))
             if data:
                 yield data
         if self._request.include_usage:
             yield event(encoder.encode(ChatChunk(**self._head, choices=[], usage=self._usage())))
         yield DONE
+
+    def _plain(self, output: CompletionOutput) -> bytes | None:
+        """The event of a piece of text in the midst of an answer, where nothing but the text differs from the one before."""
+        if not self._only_text or output.index not in self._readers or output.finish_reason is not None:
+            return None
+        self._num_generated += len(output.token_ids)
+        if output.index not in self._frames:
+            chunk = self._chunk(ChunkChoice(output.index, Delta(content=MARK)))
+            before, _, after = event(encoder.encode(chunk)).partition(encoder.encode(MARK))
+            self._frames[output.index] = (before, after)
+        before, after = self._frames[output.index]
+        return before + encoder.encode(output.text) + after if output.text else b""
 
     def _chunks(self, output: CompletionOutput) -> list[ChatChunk]:
         self._num_generated += len(output.token_ids)

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from quire.server.body import off_loop, read_object
 from quire.server.generation import Generation
 from quire.server.history import Trace
 from quire.server.openai.fields import check_unhonoured
-from quire.server.openai.schemas import Body, GenerateRequest, R, parse
+from quire.server.openai.schemas import B, Body, GenerateRequest, R, parse
 from quire.server.serving import Serving
 
 UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.\-]")
@@ -57,15 +57,26 @@ class Call:
 
 async def read_request(http: Request, kind: type[R], prefix: str) -> tuple[R, Call]:
     """The validated request of an endpoint. Raises ClientError types, or EngineUnavailable while the server starts."""
+    return await read_call(http, lambda fields: _validated(kind, fields), prefix + "-")
+
+
+async def read_call(
+    http: Request, read: Callable[[dict[str, Any]], tuple[B, list[str]]], prefix: str
+) -> tuple[B, Call]:
+    """The same for a request that is read in its own way.
+
+    read    the request from the body's fields, and the names of those that nobody knows
+    prefix  of the answer's id
+    """
     serving: Serving = http.app.state.serving
     body = await read_object(http)
-    request, unknown = await off_loop(body.num_bytes, lambda: _validated(kind, body.fields))
-    call = Call(serving, f"{prefix}-{uuid.uuid4().hex}", serving.name_for(request.model), body.num_bytes)
+    request, unknown = await off_loop(body.num_bytes, lambda: read(body.fields))
+    name = serving.name_for(getattr(request, "model", None))
+    call = Call(serving, prefix + uuid.uuid4().hex, name, body.num_bytes)
     call.request_id, call.arrived_s = http.state.request_id, http.state.arrived_s
     if unknown:
         serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])
         call.headers["x-quire-ignored"] = ignored_header(unknown)
-    _check_options(request, serving)
     return request, call
 
 
@@ -84,6 +95,7 @@ async def start(
     Raises ClientError or EngineUnavailable.
     """
     frontend = call.serving.frontend
+    _check_options(request, call.serving)
     options |= {
         "priority": request.priority or 0,
         "cache_salt": request.cache_salt or "",
@@ -107,11 +119,15 @@ def json_response(answer: msgspec.Struct, call: Call) -> Response:
     return Response(encoder.encode(answer), 200, call.headers, "application/json")
 
 
-def request_body(kind: type[Body]) -> dict[str, Any]:
-    """The part of /openapi.json that describes the request."""
+def request_body(kind: type[Body], also: type[Body] | None = None, names: Iterable[str] = ()) -> dict[str, Any]:
+    """The part of /openapi.json that describes the request. names: further fields, which it takes as `also` does."""
     schema = kind.model_json_schema()
     schema = _inlined(schema, schema.pop("$defs", {}))
-    for name, bound in kind.bounds.items():
+    bounds = dict(kind.bounds)
+    if also is not None:
+        schema["properties"] |= {name: also.model_json_schema()["properties"][name] for name in names}
+        bounds |= {name: also.bounds[name] for name in names}
+    for name, bound in bounds.items():
         schema["properties"][name] = _bounded(schema["properties"][name], bound)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

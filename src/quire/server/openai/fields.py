@@ -116,17 +116,18 @@ NO_EFFECT: dict[str, str] = {
 }
 
 
-def check_unhonoured(extra: dict[str, Any], n: Any = None) -> list[str]:
+def check_unhonoured(extra: dict[str, Any], n: Any = None, refused: Mapping[str, Refused] = REFUSED) -> list[str]:
     """Looks at the fields that a request's schema does not have. Returns those that nobody knows.
 
-    n  answers asked for; best_of equal to it asks for nothing more
+    n        answers asked for; best_of equal to it asks for nothing more
+    refused  the route's own table
     Raises InvalidRequest for a known one whose value cannot be honoured.
     """
     unknown = []
     for name, value in extra.items():
-        if name in REFUSED and not (name == "best_of" and value == n):
-            _check(name, value, REFUSED[name])
-        elif name not in NO_EFFECT and name not in REFUSED:
+        if name in refused and not (name == "best_of" and value == n):
+            _check(name, value, refused[name])
+        elif name not in NO_EFFECT and name not in refused:
             unknown.append(name)
     return unknown
 
