@@ -16,11 +16,13 @@ from markdown import ALL_DOCS, GUIDE, READMES, ROOT, USER_DOCS, blocks, prose, s
 import quire.server.openai
 from quire import env
 from quire.bench.options import ServeBenchArgs
+from quire.bench.startup import StartupArgs
 from quire.cli import args as cli_args
 from quire.cli.bench import LatencyArgs, ThroughputArgs
 from quire.cli.chat import ChatArgs
 from quire.cli.complete import CompleteArgs
 from quire.cli.main import commands
+from quire.cli.plan import PlanArgs
 from quire.config import EngineArgs
 from quire.core.params import SamplingParams, field_names
 from quire.models.registry import architectures
@@ -37,6 +39,8 @@ OPTIONS: dict[str, list[type]] = {
     "bench latency": [EngineArgs, LatencyArgs],
     "bench throughput": [EngineArgs, ThroughputArgs],
     "bench serve": [ServeBenchArgs],
+    "bench startup": [EngineArgs, StartupArgs],
+    "plan": [EngineArgs, PlanArgs],
 }
 TAKES_NO_MODEL = ("bench serve",)
 FOREIGN_FLAGS = {"--help"}  # of every command

@@ -1,4 +1,5 @@
-"""`quire bench latency|throughput`: measures this machine through the same LLM.generate that users call. `quire bench serve`: a server."""
+"""`quire bench latency|throughput`: measures this machine through the same LLM.generate that users call. `quire bench serve`: a server.
+`quire bench startup`: the start."""
 
 import json
 import random
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from quire.bench.options import ServeBenchArgs
+from quire.bench.startup import StartupArgs
+from quire.bench.startup import run as run_startup
 from quire.cli.args import Parser, parse
 from quire.config import EngineArgs, option
 from quire.core.params import SamplingParams
 from quire.errors import ConfigError
 from quire.llm import LLM
 
-HELP = "measure latency or throughput offline, or a running server"
+HELP = "measure latency, throughput or start-up, or a running server"
 
 
 @dataclass
@@ -43,11 +46,11 @@ class ThroughputArgs:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one of the benchmarks."""
-    kinds = {"latency": latency, "throughput": throughput, "serve": serve}
+    kinds = {"latency": latency, "throughput": throughput, "serve": serve, "startup": startup}
     words = list(argv)
     if not words or words[0] not in kinds:
         if words and words[0] in ("-h", "--help"):
-            print("usage: quire bench {latency,throughput,serve} [options]; each has --help")
+            print("usage: quire bench {latency,throughput,serve,startup} [options]; each has --help")
             return 0
         raise ConfigError(f"bench what? say one of {', '.join(kinds)}, such as `quire bench latency`")
     return kinds[words[0]](words[1:])
@@ -117,6 +120,12 @@ def serve(argv: list[str]) -> int:
     )
     (args,), _ = parse(parser, argv, [ServeBenchArgs], positional=None)
     return run(args)
+
+
+def startup(argv: list[str]) -> int:
+    """Seconds from the start of a process to its first token, by phases."""
+    (engine, args), _ = parse(Parser(prog="quire bench startup"), argv, [EngineArgs, StartupArgs])
+    return run_startup(engine, args)
 
 
 def _token_ids(rng: random.Random, llm: LLM, count: int) -> list[int]:

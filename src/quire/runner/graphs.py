@@ -74,7 +74,10 @@ class GraphStore:
         self._graphs[size] = self._platform.capture_graph(work, self._pool.handle)
         self._pool.handle = self._graphs[size].pool
         seconds = time.perf_counter() - start
-        logger.info("Graph capturing finished in %.2f secs (steps of %d tokens, %d sequences)", seconds, *size)
+        logger.info(
+            "Graph capturing finished in %.2f secs (steps of %d tokens, %d sequences)", seconds, *size,
+            extra={"phase": "graph capture", "seconds": seconds},
+        )  # fmt: skip
 
     def close(self) -> None:
         """Frees the graphs and their memory."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from quire.config import DTYPE_BYTES, EngineConfig, MachineFacts
 from quire.errors import MemoryPlanError
 from quire.layers.decoder import DecoderConfig
@@ -57,6 +59,20 @@ class MemoryPlan:
         """Tokens that the KV cache holds."""
         return (self.num_blocks - 1) * self.block_size
 
+    def table(self, max_model_len: int) -> str:
+        """For people: one line a purpose."""
+        lines = [
+            f"  may be used      {_gib(self.available_bytes)}",
+            f"  weights          {_gib(self.weights_bytes)}",
+            f"  a step           {_gib(self.workspace_bytes)}",
+            f"  graphs           {_gib(self.graph_bytes)}",
+            f"  reserve          {_gib(self.reserve_bytes)}",
+            f"  KV cache         {_gib(self.kv_bytes)}  ({self.num_blocks} blocks of {self.block_size}: {self.kv_tokens:,} tokens)",
+            f"  peak             {_gib(self.total_bytes)}",
+            f"sequences of {max_model_len:,} tokens at once: {self.max_concurrency(max_model_len):.2f}",
+        ]
+        return "\n".join(lines)
+
     def max_concurrency(self, max_model_len: int) -> float:
         """How many sequences of the full length fit at once."""
         return (self.num_blocks - 1) / _ceil_div(max_model_len, self.block_size)
@@ -88,6 +104,12 @@ def plan_memory(
     if plan.left_bytes < max(num_blocks, needed) * block_bytes or num_blocks < needed:
         raise MemoryPlanError(_misfit(config, plan, facts, needed, asked))
     return MemoryPlan(**{**vars(plan), "num_blocks": num_blocks})
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Parameters and buffers, those that are shared once; the model may be on meta."""
+    tensors = [*model.parameters(), *{id(b): b for b in model.buffers()}.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:

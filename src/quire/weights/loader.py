@@ -105,7 +105,8 @@ def load_weights(model: nn.Module, plan: WeightPlan, device: torch.device, seed:
         fill_buffers = getattr(module, "fill_buffers", None)
         if fill_buffers is not None:
             fill_buffers(device)
-    logger.info("Loading weights took %.2f seconds", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    logger.info("Loading weights took %.2f seconds", seconds, extra={"phase": "weights", "seconds": seconds})
 
 
 def _allocate(model: nn.Module, device: torch.device) -> None:

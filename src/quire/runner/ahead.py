@@ -1,0 +1,179 @@
+"""Kernels compiled ahead: the first steps are gone through with nothing launched, to learn which kernels they need.
+
+That takes a moment, needs no weights (one piece of memory stands for all of them), and leaves the compiler many kernels to work on at
+once, while weights are read. What it cannot foresee is compiled when it is needed, as ever: nothing here may fail a start.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from quire.config import EngineConfig
+from quire.layers.build import Build
+from quire.layers.decoder import DecoderConfig
+from quire.ops.ahead import Collect, Job, ahead
+from quire.ops.forward_batch import ForwardBatch
+from quire.ops.registry import Choice, Ops
+from quire.platform import Platform
+from quire.runner.decode_loop import DecodeLoop
+from quire.runner.graphs import graph_sizes
+from quire.runner.sampling_table import SamplingTable
+from quire.runner.sequence_table import SequenceTable
+
+logger = logging.getLogger(__name__)
+
+Steps = Iterable[tuple[bool, Callable[[], Any]]]
+NUM_COMPILERS = 12
+PROMPT_STEPS = ((16, 1), (128, 2))  # tokens, sequences
+NUM_BLOCKS = 4
+
+
+class KernelsAhead:
+    """Compiles in other threads, from `begin` on; `wait` returns when what the first token needs is there, the rest follows.
+
+    steps    (is it one of the first token's, a call), in the order in which they will be needed
+    collect  what to go through them inside: it says what they would launch
+    """
+
+    def __init__(self, steps: Steps, collect: Collect) -> None:
+        self._steps = steps
+        self._collect = collect
+        self._pool = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile")
+        self._jobs: list[Future[None]] = []
+        self._first = 0  # of the jobs, those that the first token needs
+        self._thread = threading.Thread(target=self._run, name="compile-ahead")
+
+    @classmethod
+    def of_model(
+        cls,
+        module: ModuleType,
+        sizes: DecoderConfig,
+        ops: Ops,
+        choices: list[Choice],
+        config: EngineConfig,
+        platform: Platform,
+    ) -> "KernelsAhead":
+        """For the model of `module` (its Config and Model); nothing is done where no backend compiles."""
+        found = ahead(ops, choices)
+        if found is None:
+            return cls((), lambda take: nullcontext())
+        return cls(DrySteps(module, sizes, found[0], config, platform), found[1])
+
+    def begin(self) -> "KernelsAhead":
+        """Starts."""
+        self._started = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def let_go(self) -> None:
+        """Waits until what the steps were gone through with is given back: the device's memory is then free for others."""
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Waits for the kernels that the first token needs; what could not be compiled so is left to its first launch."""
+        before = time.perf_counter()
+        self._thread.join()
+        for job in self._jobs[: self._first]:
+            if error := job.exception():
+                logger.warning("a kernel could not be compiled ahead: %s", error)
+        now = time.perf_counter()
+        if self._first:
+            total, waited = now - self._started, now - before
+            logger.info(
+                "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", self._first, total, waited,
+                extra={"phase": "kernels, beyond all that went on meanwhile", "seconds": waited},
+            )  # fmt: skip
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode(), self._collect(self._take):
+                for is_first, step in self._steps:
+                    step()
+                    self._first = len(self._jobs) if is_first else self._first
+        except Exception:
+            logger.warning("kernels are compiled when they are needed, not ahead", exc_info=True)
+
+    def _take(self, job: Job) -> None:
+        self._jobs.append(self._pool.submit(job))
+
+
+class DrySteps:
+    """The steps of a model of one layer, those of the first token ahead of the others: (is it one of them, a call)."""
+
+    def __init__(
+        self, module: ModuleType, sizes: DecoderConfig, ops: Ops, config: EngineConfig, platform: Platform
+    ) -> None:
+        self.config, self.ops, self.module, self.platform = config, ops, cast(Any, module), platform
+        self.sizes = replace(sizes, num_layers=1)
+
+    def __iter__(self) -> Iterator[tuple[bool, Callable[[], Any]]]:
+        c, dtype, device = self.config, getattr(torch, self.config.dtype), self.platform.device()
+        shape = (2, NUM_BLOCKS, c.block_size, self.sizes.num_kv_heads, self.sizes.head_dim)
+        kv_caches = [torch.zeros(shape, dtype=dtype, device=device)]
+        model = self.module.Model(self.sizes, Build.plain(self.ops, dtype, c.max_model_len)).eval()
+        _lend_memory(model, device)
+
+        def logits(fwd: ForwardBatch) -> Tensor:
+            hidden = model(fwd.input_ids, fwd.positions, fwd)
+            return cast(Tensor, model.compute_logits(hidden[fwd.logits_indices]))
+
+        def prompts(size: tuple[int, int]) -> Tensor:
+            return self.ops.greedy(logits(_prompt_step(*size, kv_caches)))
+
+        table = SequenceTable(c.max_num_seqs, c.max_model_len, c.block_size)
+        loop = DecodeLoop(self.platform, logits, self.ops, table, SamplingTable(c.max_num_seqs), kv_caches, None, 1)
+
+        def decode(size: int) -> None:
+            loop._state.zero_()  # the last step's tokens mean nothing
+            loop._work(size)
+
+        sizes = [s for s in PROMPT_STEPS if s[0] <= c.max_num_batched_tokens and s[1] <= c.max_num_seqs]
+        yield from ((True, partial(prompts, size)) for size in sizes[:1])
+        yield True, partial(decode, 1)
+        yield from ((False, partial(prompts, size)) for size in sizes[1:])
+        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
+        loop._draws = True
+        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs))
+
+
+def _lend_memory(model: nn.Module, device: torch.device) -> None:
+    """Puts every parameter and buffer of a model on meta into the same memory on `device`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memory = torch.zeros(max(t.numel() * t.element_size() for t in tensors), dtype=torch.uint8, device=device)
+
+    def lent(like: Tensor) -> Tensor:
+        return memory[: like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(lent(parameter), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, lent(buffer), persistent=False)
+
+
+def _prompt_step(num_tokens: int, num_seqs: int, kv_caches: list[Tensor]) -> ForwardBatch:
+    def make(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=kv_caches[0].device)
+
+    return ForwardBatch(
+        input_ids=make(num_tokens),
+        positions=make(num_tokens),
+        slot_mapping=make(num_tokens),
+        query_start_loc=make(num_seqs + 1, dtype=torch.int32),
+        seq_lens=make(num_seqs, dtype=torch.int32),
+        block_tables=make(num_seqs, 2, dtype=torch.int32),
+        logits_indices=make(num_seqs),
+        max_query_len=num_tokens // num_seqs,
+        max_seq_len=num_tokens // num_seqs,
+        kv_caches=kv_caches,
+    )

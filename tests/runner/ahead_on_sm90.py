@@ -1,0 +1,90 @@
+"""Goes through the first steps of a Qwen2-shaped model as if an H200 were there, and prints as JSON what would be compiled.
+
+Run as a script: Triton's driver, of which a process has one, is replaced. The kernels are compiled to machine code; nothing is launched.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import shapes  # noqa: E402
+
+from quire.backends.triton import _ahead  # noqa: E402
+from quire.config import EngineConfig  # noqa: E402
+from quire.hf_config import HfConfig  # noqa: E402
+from quire.models.registry import find_model  # noqa: E402
+from quire.ops import registry  # noqa: E402
+from quire.ops.ahead import ahead  # noqa: E402
+from quire.platform.cpu import CpuPlatform  # noqa: E402
+from quire.runner.ahead import DrySteps  # noqa: E402
+
+
+class H200:
+    """As much of a driver as compiling needs; a launch would fail."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def main() -> None:
+    driver.set_active(H200())
+    CompiledKernel.run = None  # loading needs a device
+    for module in registry.implementations("triton").values():
+        module.why_not = lambda: []
+        for name, value in {
+            "dependent": {"DEPENDENT": True, "launch_pdl": True},
+            "shared_memory_bytes": 232_448,
+        }.items():
+            if hasattr(module, name):
+                setattr(module, name, lambda value=value: value)
+    folder = shapes.write_config("test", tempfile.mkdtemp())
+    hf = HfConfig.from_dir(folder)
+    model = find_model(hf)
+    config = EngineConfig(
+        model_dir=folder, model_name="test", device="cuda", dtype="bfloat16", max_model_len=512, block_size=16, max_num_seqs=8,
+        max_num_batched_tokens=256,
+    )  # fmt: skip
+    found = ahead(*registry.resolve(("triton", "torch")))
+    if found is None:
+        sys.exit("no backend compiles")
+    ops, collect = found
+    jobs: dict[str, list[Any]] = {"first": [], "later": []}
+    asked: list[Any] = []
+    with torch.inference_mode(), collect(asked.append):
+        for is_first, step in DrySteps(model, model.Config.from_hf(hf), ops, config, CpuPlatform()):
+            step()
+            jobs["first" if is_first else "later"] += asked
+            asked.clear()
+    found: dict[str, list[str]] = {"first": [], "later": [], "compiled": []}
+    make = _ahead._compile
+
+    def compile_one(function: Any, *arguments: Any) -> None:
+        found[part].append(function.__name__)
+        if function.__name__ in sys.argv[1:]:
+            make(function, *arguments)
+            ((key, kernel),) = function.device_caches[0][0].items()
+            found["compiled"].append(f"{kernel.name} {len(kernel.asm['cubin']) > 0} {key == arguments[0]}")
+
+    _ahead._compile = compile_one
+    for part in jobs:
+        for job in jobs[part]:
+            job()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Kernels compiled ahead: what the first steps call for is learnt without launching anything, and no failure there stops a start."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from quire import LLM, SamplingParams
+from quire.backends.triton._ahead import _Shelf
+from quire.ops import registry
+from quire.ops.ahead import ahead
+from quire.runner import ahead as ahead_module
+from quire.runner.ahead import DrySteps, KernelsAhead
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_kernels_of_the_first_steps_are_found_and_compile(tmp_path):
+    script = Path(__file__).with_name("ahead_on_sm90.py")
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(script), "take_tokens_kernel"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    first = found["first"]
+    assert {"prefill_kernel", "decode_kernel", "take_tokens_kernel"} <= set(first), first
+    assert any("greedy" in name for name in first) and any("norm" in name for name in first), first
+    assert any("draw" in name for name in found["later"]), "sampling comes after the first token"
+    assert found["compiled"] == ["take_tokens_kernel True True"], "it is where its first launch looks for it"
+
+
+def test_no_launch_finds_a_kernel_before_all_steps_are_gone_through():
+    """Else a kernel that is ready early would run, on tensors that mean nothing."""
+    shelf, cache = _Shelf(), {}
+    shelf.put(cache, "a", 1)
+    assert cache == {}
+    shelf.open()
+    shelf.put(cache, "b", 2)
+    shelf.put(cache, "a", 3)
+    assert cache == {"a": 1, "b": 2}, "what a launch has compiled meanwhile stays"
+
+
+def test_backends_that_compile_nothing_have_nothing_to_do():
+    assert ahead(*registry.resolve(("torch",))) is None
+    assert ahead(*registry.resolve(("cpu", "torch"))) is None
+
+
+@contextmanager
+def nothing(take):
+    yield
+
+
+def gone_through(steps, caplog, collect=nothing):
+    """What `wait` left in the log."""
+    logging.getLogger("quire").propagate = True
+    with caplog.at_level(logging.INFO, "quire"):
+        kernels = KernelsAhead(steps, collect).begin()
+        kernels.let_go()
+        kernels.wait()
+    return caplog.text
+
+
+def test_the_first_tokens_kernels_are_there_after_waiting(caplog):
+    done = []
+    later = threading.Event()
+
+    @contextmanager
+    def collect(take):
+        jobs[:] = [lambda: done.append("a"), lambda: done.append("b"), later.wait]
+        yield jobs.append(take)
+
+    jobs = []
+
+    def step(index):
+        return lambda: jobs[-1](jobs[index])
+
+    text = gone_through([(True, step(0)), (True, step(1)), (False, step(2))], caplog, collect)
+    later.set()
+    assert sorted(done) == ["a", "b"] and "2 kernels compiled" in text
+    assert any(getattr(record, "phase", "").startswith("kernels") for record in caplog.records)
+
+
+def test_what_cannot_be_compiled_or_gone_through_is_told_and_no_more(caplog):
+    def broken():
+        raise RuntimeError("no such instruction")
+
+    @contextmanager
+    def collect(take):
+        takes.append(take)
+        yield
+
+    takes = []
+    assert "compiled ahead: no such instruction" in gone_through([(True, lambda: takes[0](broken))], caplog, collect)
+    caplog.clear()
+    assert "compiled when they are needed" in gone_through([(True, broken)], caplog)
+
+
+def test_a_start_outlives_steps_that_cannot_be_gone_through(monkeypatch, caplog):
+    def unknown(self):
+        raise RuntimeError("an operator unlike others")
+        yield
+
+    monkeypatch.setattr(DrySteps, "__iter__", unknown)
+    monkeypatch.setattr(ahead_module, "ahead", lambda ops, choices: (ops, nothing))
+    logging.getLogger("quire").propagate = True
+    with caplog.at_level(logging.WARNING, "quire"):
+        llm = LLM(device="cpu", max_model_len=256)
+    assert "compiled when they are needed" in caplog.text
+    (output,) = llm.generate("The capital of France is", SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 2
+    llm.llm_engine.close()
