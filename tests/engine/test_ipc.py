@@ -129,6 +129,7 @@ class Peer:
             self.accept()
             self.send(ipc.Shutdown())
         self.thread.join(10)
+        self.sock.close()
         self.listener.close()
 
     def accept(self) -> None:

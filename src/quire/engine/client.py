@@ -34,13 +34,23 @@ class Mailbox:
         self.outputs: list[EngineOutput] = []
         self.open_ids = set(request_ids)
         self.error: QuireError | None = None
-        self.arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Something has come."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until something comes. For one reader; asyncio.Event, which takes any number, costs twice as much a token."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     def end(self, request_id: str, error: QuireError | None = None) -> None:
         """Nothing more will come for this request."""
         self.open_ids.discard(request_id)
         self.error = self.error or error
-        self.arrived.set()
+        self.wake()
 
 
 class Stream:
@@ -66,8 +76,7 @@ class Stream:
                 raise box.error
             if not box.open_ids:
                 raise StopAsyncIteration
-            box.arrived.clear()
-            await box.arrived.wait()
+            await box.wait()
         outputs, box.outputs = box.outputs, []
         return outputs
 
@@ -252,7 +261,7 @@ class EngineClient:
                 continue
             ticket.times.came(now, len(told.token_ids))
             ticket.mailbox.outputs.append(told)
-            ticket.mailbox.arrived.set()
+            ticket.mailbox.wake()
             if told.request_id not in self.journal.entries:
                 del self._tickets[told.request_id]
                 ticket.mailbox.end(told.request_id)

@@ -113,10 +113,11 @@ class Stats(Message, frozen=True):
 
 
 class Outputs(Message, tag="outputs", frozen=True):
-    """What one step gave."""
+    """What steps gave. step_tokens: how many tokens each of them computed."""
 
     outputs: list[EngineOutput]
     stats: Stats
+    step_tokens: list[int] = []
 
 
 class Heartbeat(Message, tag="heartbeat", frozen=True):

@@ -2,6 +2,7 @@
 
 main thread   takes commands, runs steps, sends what they gave
 reader        puts commands into the inbox; the socket's end is one of them
+outbox        sends what waited (outbox.py)
 heartbeat     says every HEARTBEAT_S that the process lives and how many steps it has made
 """
 
@@ -9,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -24,6 +26,7 @@ from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine import ipc
 from quire.engine.lifeline import Control, die_with_parent, follow
+from quire.engine.outbox import HOLD_S, Outbox
 from quire.errors import QuireError, ServerError, SetupError
 from quire.log import configure as configure_logging
 
@@ -106,6 +109,7 @@ class EngineProcess:
         self._token = token
         self._make_engine = make_engine
         self._engine: EngineLike | None = None
+        self._outbox: Outbox | None = None
         self._live: dict[str, set[int]] = {}  # request id -> its sequences that have not ended
         self._num_steps = 0
         self._stats = ipc.Stats()
@@ -119,8 +123,10 @@ class EngineProcess:
             connection.send(ipc.Hello(self._token, os.getpid()))
             stop = threading.Event()
             threading.Thread(target=self._beat, args=(connection, stop), name="heartbeat", daemon=True).start()
+            self._outbox = Outbox(functools.partial(self._send_outputs, connection))
             wanted = self._serve(connection)
             stop.set()
+            self._outbox.close()
             connection.close()
             self._abort_all()
         if self._engine is not None:
@@ -136,7 +142,7 @@ class EngineProcess:
                     return False
                 self._obey(message, connection)
             if self._has_work():
-                self._step(connection)
+                self._step()
 
     def _obey(self, message: ipc.ToEngine, connection: Connection) -> None:
         if isinstance(message, ipc.Start):
@@ -155,6 +161,8 @@ class EngineProcess:
         if self._engine is None:
             self._engine = self._make_engine(EngineArgs(**start.args), start.config)
         engine = self._engine
+        if self._outbox is not None:
+            self._outbox.hold_s = HOLD_S.get(engine.config.device, 0.0)
         engine.on_admitted = lambda request_ids: connection.send(ipc.Started(request_ids))
         connection.send(ipc.Ready(engine.config, engine.num_blocks, time.monotonic() - began))
 
@@ -171,13 +179,15 @@ class EngineProcess:
 
     def _abort(self, request_id: str, index: int | None, engine: EngineLike) -> None:
         engine.abort(request_id, index)
+        if self._outbox is not None:
+            self._outbox.forget(request_id, self._live.get(request_id, set()) if index is None else {index})
         if index is None:
             self._live.pop(request_id, None)
         else:
             self._ended(request_id, index)
 
-    def _step(self, connection: Connection) -> None:
-        if self._engine is None:
+    def _step(self) -> None:
+        if self._engine is None or self._outbox is None:
             return
         outputs = self._engine.step()
         self._num_steps += 1
@@ -185,11 +195,11 @@ class EngineProcess:
             if output.finish_reason is not None:
                 self._ended(output.request_id, output.index)
         self._note()
-        self._send_outputs(outputs, connection)
+        self._outbox.put(outputs, self._stats.num_step_tokens)
 
-    def _send_outputs(self, outputs: list[EngineOutput], connection: Connection) -> None:
+    def _send_outputs(self, connection: Connection, outputs: list[EngineOutput], step_tokens: list[int]) -> None:
         try:
-            connection.send(ipc.Outputs(outputs, self._stats))
+            connection.send(ipc.Outputs(outputs, self._stats, step_tokens))
         except ipc.FrameTooLarge:
             for output in outputs:
                 self._send_one(output, connection)

@@ -38,9 +38,7 @@ class RequestStream:
         self._unwanted: list[int] = []
         self._prompt_logprobs: PromptLogprobs | None = None
         self._num_cached_tokens = 0
-        self._arrival_time = time.monotonic()
-        self._first_token_time: float | None = None
-        self._finished_time: float | None = None
+        self._metrics = RequestMetrics(time.monotonic())
 
     @property
     def finished(self) -> bool:
@@ -80,12 +78,12 @@ class RequestStream:
                 sequence.finish_reason = "abort"
                 self._unwanted.append(sequence.index)
         self._num_growing = 0
-        self._finished_time = time.monotonic()
+        self._metrics = replace(self._metrics, finished_time=time.monotonic())
         return self._output([sequence.whole() for sequence in self._sequences])
 
     def _note(self, output: EngineOutput) -> None:
-        if self._first_token_time is None and output.token_ids:
-            self._first_token_time = time.monotonic()
+        if self._metrics.first_token_time is None and output.token_ids:
+            self._metrics = replace(self._metrics, first_token_time=time.monotonic())
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *(logprob_dict(entry, self._tokenizer) for entry in output.prompt_logprobs)]
         if output.num_cached_tokens > self._num_cached_tokens:
@@ -93,7 +91,7 @@ class RequestStream:
 
     def _report(self, new: CompletionOutput) -> RequestOutput | None:
         if self.finished:
-            self._finished_time = time.monotonic()
+            self._metrics = replace(self._metrics, finished_time=time.monotonic())
         kind = self.request.params.output_kind
         if kind is RequestOutputKind.DELTA:
             return self._output([new])
@@ -103,13 +101,13 @@ class RequestStream:
 
     def _output(self, completions: list[CompletionOutput]) -> RequestOutput:
         return RequestOutput(
-            request_id=self.label,
-            prompt=self.prompt,
-            prompt_token_ids=self.request.prompt_token_ids,
-            outputs=completions,
-            finished=self.finished,
-            prompt_logprobs=self._prompt_logprobs,
-            metrics=RequestMetrics(self._arrival_time, self._first_token_time, self._finished_time),
+            self.label,
+            self.prompt,
+            self.request.prompt_token_ids,
+            self._prompt_logprobs,
+            completions,
+            self.finished,
+            metrics=self._metrics,
             num_cached_tokens=self._num_cached_tokens,
         )
 

@@ -40,7 +40,7 @@ class Gate:
         scope = {**scope, "path": tidy(scope["path"])}
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
-        scope.setdefault("state", {}).update(request_id=request_id, arrived_s=time.monotonic())
+        scope.setdefault("state", {}).update(request_id=request_id, arrived_s=time.monotonic(), send=send)
         reply = _Reply(send, request_id)
         self._serving.num_active += 1
         try:

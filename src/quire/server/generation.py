@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from quire.core.outputs import NO_TOKEN_ALLOWED_ERROR, NOT_FINITE_ERROR, EngineOutput
 from quire.engine.client import Stream
+from quire.engine.outbox import joined
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
@@ -119,25 +120,3 @@ def error_of(output: EngineOutput) -> QuireError:
     if output.error == NO_TOKEN_ALLOWED_ERROR:
         return InvalidRequest(output.error, "allowed_token_ids")
     return (NumericalError if output.error == NOT_FINITE_ERROR else ServerError)(output.error or "the model failed")
-
-
-def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:
-    """The same outputs with those of one sequence made one, as its client was slow to read them."""
-    if len(outputs) == 1:
-        return outputs
-    found: dict[tuple[str, int], EngineOutput] = {}
-    for output in outputs:
-        key = (output.request_id, output.index)
-        found[key] = _join(found[key], output) if key in found else output
-    return list(found.values())
-
-
-def _join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
-    logprobs = None if second.logprobs is None else [*(first.logprobs or []), *second.logprobs]
-    return replace(
-        second,
-        token_ids=[*first.token_ids, *second.token_ids],
-        logprobs=logprobs,
-        prompt_logprobs=first.prompt_logprobs,
-        num_cached_tokens=first.num_cached_tokens,
-    )

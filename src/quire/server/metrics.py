@@ -1,7 +1,12 @@
 """Prometheus metrics under the names that dashboards for vLLM query, old names beside new ones. Label children are bound once."""
 
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
 
 from quire.core.request import Request
 from quire.engine.ipc import Ready, Stats
@@ -76,6 +81,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._values = (model_name, "0")
         self._engine_counts = Stats()
+        self._num_new_tokens = 0  # generated since the last look
         self._make_engine_series()
         self._make_request_series()
         self._http_requests = Counter(
@@ -84,6 +90,8 @@ class Metrics:
 
     def render(self, stats: Stats, num_held: int) -> bytes:
         """The exposition text. num_held: requests that wait for an engine to come up."""
+        self._generation_tokens.inc(self._num_new_tokens)
+        self._num_new_tokens = 0
         self._running.set(stats.running)
         self._waiting.set(stats.waiting + num_held)
         for gauge in self._usage:
@@ -123,13 +131,12 @@ class Metrics:
 
     def next_tokens(self, num_tokens: int, gap_s: float) -> None:
         """More tokens came, so long after the last ones; in a batch each counts with its share."""
-        for _ in range(num_tokens):
-            for histogram in self._token_gaps:
-                histogram.observe(gap_s / num_tokens)
+        if num_tokens:
+            self._token_gaps.observe(gap_s / num_tokens, num_tokens)
 
     def tokens(self, num_tokens: int) -> None:
         """Generated tokens, first ones included."""
-        self._generation_tokens.inc(num_tokens)
+        self._num_new_tokens += num_tokens
 
     def finished(
         self,
@@ -188,6 +195,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a token")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Of these, tokens found in the prefix cache")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
+
         success = Counter(
             PREFIX + "request_success", "Sequences ended", (*LABELS, "finished_reason"), registry=self.registry
         )
@@ -195,8 +203,9 @@ class Metrics:
         self._time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "Until the first token", TTFT_BUCKETS_S
         )
-        gaps = ("inter_token_latency_seconds", "time_per_output_token_seconds")
-        self._token_gaps = [self._histogram(name, "Between two tokens", TOKEN_BUCKETS_S) for name in gaps]
+        names = ("inter_token_latency_seconds", "time_per_output_token_seconds")
+        self._token_gaps = TokenGaps(names, "Between two tokens", self._values)
+        self.registry.register(self._token_gaps)
         self._per_output_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean between two tokens of a request", TOKEN_BUCKETS_S
         )
@@ -223,3 +232,30 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self.registry).labels(*self._values)
+
+
+class TokenGaps:
+    """One histogram under several names. prometheus_client's own takes a lock for each value of each name; this one is fed with
+    every token.
+    """
+
+    def __init__(self, names: tuple[str, ...], text: str, values: tuple[str, ...]) -> None:
+        self._names = names
+        self._text = text
+        self._values = values
+        self._counts = [0] * (len(TOKEN_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float, count: int) -> None:
+        """`count` gaps of that length."""
+        self._counts[bisect_left(TOKEN_BUCKETS_S, seconds)] += count
+        self._sum_s += seconds * count
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Called for the exposition."""
+        bounds = [*(str(float(bound)) for bound in TOKEN_BUCKETS_S), "+Inf"]
+        buckets = list(zip(bounds, itertools.accumulate(self._counts)))
+        for name in self._names:
+            family = HistogramMetricFamily(PREFIX + name, self._text, labels=LABELS)
+            family.add_metric(self._values, buckets, self._sum_s)
+            yield family

@@ -148,7 +148,8 @@ class ApiProcess:
             log.warning("ANYONE WHO CAN REACH %s MAY USE THIS SERVER: no --api-key is set", url)
 
     def _on_outputs(self, outputs: Outputs) -> None:
-        self._serving.metrics.step(outputs.stats.num_step_tokens)
+        for num_tokens in outputs.step_tokens:
+            self._serving.metrics.step(num_tokens)
 
     def _hear(self) -> None:
         """A message of the supervisor; its end is ours."""

@@ -29,7 +29,7 @@ class ByteLevelText:
 
     def exists(self, token_id: int) -> bool:
         """False for ids that have no token: they leave nothing in a text."""
-        return self._backend.id_to_token(token_id) is not None
+        return bool(self._cache.get(token_id)) or self._backend.id_to_token(token_id) is not None
 
     def bytes_of(self, token_id: int) -> bytes:
         """The token's bytes; empty for ids without a token."""
