@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -125,3 +126,23 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path):
     result = subprocess.run([*base, "--workloads", "none_such"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1 and "unknown workloads ['none_such']" in result.stderr
     assert TINY.max_model_len < FULL.max_model_len
+
+
+def test_the_picture_has_a_bar_for_each_ratio(tmp_path):
+    rows = [
+        row("decode_b1", "ms", 2.0, 5.0, 4.0),
+        row("chat", "req/s", 600.0, 40.0, 60.0),
+        row("prefill", "tok/s", None, 1.0, 2.0),
+    ]
+    held = {"machine": "a <card>", "commit": "abc", "date": "2026-11-20 12:00 UTC", "versions": {"vllm": {"vllm": "0.26.0"}}, "rows": rows}  # fmt: skip
+    source, target = tmp_path / "in.json", tmp_path / "sub" / "out.svg"
+    source.write_text(json.dumps(held))
+    command = [sys.executable, str(ROOT / "benchmarks" / "versus_picture.py"), str(source), str(target)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    drawn = ElementTree.parse(target).getroot()
+    words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"2.00x", "10.00x", "decode, batch 1", "chat, 1,000 requests"} <= set(words)
+    assert "prefill, 16 x 8,192" not in words, "nothing was measured there"
+    assert any("a <card>; quire abc, vllm 0.26.0" in w for w in words)
+    widths = [float(e.get("width")) for e in drawn.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "9"]
+    assert len(widths) == 2 and max(widths) == 470.0, "a bar that is too long ends at the edge, its number beside it"
