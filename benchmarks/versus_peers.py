@@ -136,6 +136,10 @@ def tail(path: Path, lines: int = 15) -> str:
     return "\n".join("    " + line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:])
 
 
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def commit_of() -> str:
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
@@ -178,8 +182,7 @@ def main() -> None:
         print(f"{engine} cannot be imported: give --{engine}-path or --{engine}-python", flush=True)
     (device,) = runner.call("quire", "device", [str(HERE / "versus_floors.py")])
     results = Results.open(Path(options.out), options.commit)
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    results.describe(device["machine"], date, " ".join(sys.argv))
+    results.describe(device["machine"], now(), " ".join(sys.argv))
     rates = Rates(device["bytes_s"], device["flops_s"])
     for shape in options.shapes.split(","):
         for engine in engines:

@@ -46,9 +46,9 @@ class Results:
         self.head["runs"].append({"date": date, "commit": self.head["commit"], "machine": machine, "command": command})
 
     def add(self, engine: str, shape: str, figures: dict[str, Any], rates: Rates, scale: Any) -> None:
-        """Figures by workload, of one process; figures that are there already are replaced, a peer's start only by a better one."""
+        """Figures by workload, of one process; figures that are there already are replaced. `scale` None: no floors."""
         self.head["versions"][engine] = figures.get("versions", self.head["versions"].get(engine, {}))
-        best = floors(shape, rates, scale)
+        best = {} if scale is None else floors(shape, rates, scale)
         column = OURS if engine == "quire" else engine
         for workload, value in figures.items():
             if workload not in UNITS:

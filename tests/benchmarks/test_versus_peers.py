@@ -112,6 +112,24 @@ def test_a_run_beside_fake_peers(tmp_path):
     assert "decode_b8" in result.stdout and "of floor" in result.stdout
 
 
+def test_a_server_under_load(tmp_path):
+    """quire's server on random weights with a made-up tokenizer, and its own client."""
+    out = tmp_path / "served.json"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "versus_serve.py"), "--engines", "quire", "--shapes", "test", "--rates", "50,inf",
+        "--seconds", "0.1", "--unbounded", "6", "--max-model-len", "2048", "--device", "cpu", "--out", str(out), "--commit", "abc",
+        "--cache-dir", str(tmp_path / "caches"),
+    ]  # fmt: skip
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=150
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (found,) = json.loads(out.read_text())["rows"]
+    assert found["workload"] == "serve_goodput" and found["ours"] is not None, result.stdout
+    assert {rate: d["completed"] + d["failed"] for rate, d in found["detail"]["ours"].items()} == {"50": 5, "inf": 6}
+    assert found["detail"]["ours"]["inf"]["completed"] == 6 and found["detail"]["ours"]["inf"]["p99_itl_ms"] > 0
+
+
 def test_what_fails_is_told_and_the_rest_goes_on(tmp_path):
     """A peer that is not there, and a workload that does not exist."""
     base = [
