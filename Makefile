@@ -11,10 +11,10 @@ else
 PYTHON := .venv/bin/python
 endif
 
-.PHONY: help serve test check fmt test-browser test-clients test-gpu bench bench-gpu soak wheel install install-dev clean
+.PHONY: help serve test check fmt test-browser test-clients docs docs-reference test-gpu bench bench-gpu soak wheel install install-dev clean
 
 help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: install  ## install quire and serve the bundled model on http://127.0.0.1:8000
 	@$(PYTHON) -m quire serve $(ARGS)
@@ -36,6 +36,13 @@ fmt: install-dev  ## format and fix what can be fixed
 test-browser: install-dev  ## the chat page and the dashboard in headless Chromium, which is installed by apt where it is missing
 	@command -v chromium chromium-browser google-chrome >/dev/null || bash scripts/install-chromium.sh
 	@$(PYTHON) -m pytest tests/pages $(ARGS)
+
+docs: install-dev  ## the documentation site, English and Chinese, in site/
+	$(PYTHON) -m mkdocs build --quiet --strict --config-file mkdocs.yml
+	$(PYTHON) -m mkdocs build --quiet --strict --config-file mkdocs.zh.yml
+
+docs-reference: install-dev  ## the reference pages of the guide, from the program
+	@$(PYTHON) scripts/reference.py
 
 test-clients: install-dev  ## every client library in an environment of its own: much is installed, into .cache
 	@QUIRE_CLIENTS=1 $(PYTHON) -m pytest tests/clients $(ARGS)

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 READMES = (ROOT / "README.md", ROOT / "README_zh.md")
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
-USER_DOCS = (*READMES, *GUIDE)
+GUIDE_ZH = sorted((ROOT / "docs" / "guide" / "zh").glob("*.md"))
+RUN_DOCS = (*READMES, *GUIDE)  # the code of the Chinese pages is that of the English ones: tests/docs
+USER_DOCS = (*RUN_DOCS, *GUIDE_ZH)
 ALL_DOCS = sorted({
     *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("training/*.md"), *ROOT.glob("benchmarks/*.md"),
     *(ROOT / "src").rglob("*.md"),
