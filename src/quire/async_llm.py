@@ -10,6 +10,7 @@ from quire.core.outputs import EngineOutput
 from quire.core.params import SamplingParams
 from quire.engine.engine_thread import EngineThread, Mailbox
 from quire.engine.stream import RequestStream
+from quire.head_start import head_start
 from quire.legacy import engine_args
 from quire.llm import refuse_lora, say_if_bundled, show_lines
 from quire.outputs import RequestOutput
@@ -34,12 +35,13 @@ class AsyncLLM:
         return llm
 
     def _start(self, args: EngineArgs) -> None:
-        # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
-        from quire.engine.llm_engine import load
-
         show_lines()
         say_if_bundled(args.model)
-        engine, frontend = load(args, serving=True)
+        with head_start(args.device):
+            # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
+            from quire.engine.llm_engine import load
+
+            engine, frontend = load(args, serving=True)
         self.model_config = engine.config
         self._frontend = frontend
         self._thread = EngineThread(engine)

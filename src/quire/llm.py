@@ -14,6 +14,7 @@ from quire.engine.progress import Progress
 from quire.engine.prompts import one_for_each, split_prompts
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest
+from quire.head_start import head_start
 from quire.legacy import NO_EMBEDDINGS, engine_args
 from quire.log import configure as configure_logging
 from quire.outputs import BeamSearchOutput, RequestOutput
@@ -46,13 +47,14 @@ class LLM:
         return llm
 
     def _start(self, args: EngineArgs) -> None:
-        # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
-        from quire.engine.llm_engine import LLMEngine
-
         show_lines()
         say_if_bundled(args.model)
         self._labels = itertools.count()
-        self.llm_engine = LLMEngine.from_engine_args(args)
+        with head_start(args.device):
+            # Imported here because it brings torch, which takes two seconds that `import quire` must not cost.
+            from quire.engine.llm_engine import LLMEngine
+
+            self.llm_engine = LLMEngine.from_engine_args(args)
         self.model_config = self.llm_engine.config
         self._close = weakref.finalize(self, self.llm_engine.close)  # when it is dropped, and at the end of the program
 

@@ -28,6 +28,7 @@ from quire.engine import ipc
 from quire.engine.lifeline import Control, die_with_parent, follow
 from quire.engine.outbox import HOLD_S, Outbox
 from quire.errors import QuireError, ServerError, SetupError
+from quire.head_start import head_start
 from quire.log import configure as configure_logging
 
 log = logging.getLogger("quire.engine")
@@ -274,11 +275,11 @@ def child_main(prepare: Callable[[], MakeEngine], argv: list[str] | None = None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the supervisor decides when to leave
     die_with_parent(options.parent)
-    configure_logging()
     control = Control.inherited(options.control_fd)
     settings = control.receive()
     if settings is None:
         return 1
+    configure_logging(settings["log_format"])
     follow(control, lambda message: None)
     try:
         EngineProcess(settings["socket"], settings["token"], prepare()).run()
@@ -293,9 +294,10 @@ def child_main(prepare: Callable[[], MakeEngine], argv: list[str] | None = None)
 
 def prepare() -> MakeEngine:
     """How to make the real engine."""
-    # Imports torch, which takes two seconds; the loop above is tested without it.
-    from quire.engine.engine import Engine
-    from quire.setup import load_config
+    with head_start(None):
+        # Imports torch, which takes two seconds; the loop above is tested without it.
+        from quire.engine.engine import Engine
+        from quire.setup import load_config
 
     def make_engine(args: EngineArgs, config: EngineConfig | None) -> EngineLike:
         """`config` is there when a predecessor resolved it: its choices stay, clients have seen them."""

@@ -5,6 +5,7 @@ once, while weights are read. What it cannot foresee is compiled when it is need
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,13 +30,18 @@ from quire.runner.decode_loop import DecodeLoop
 from quire.runner.graphs import graph_sizes
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
+from quire.runner.whole_step import WholeStep
 
 logger = logging.getLogger(__name__)
 
 Steps = Iterable[tuple[bool, Callable[[], Any]]]
-NUM_COMPILERS = 12
+NUM_COMPILERS = 8
+SWITCH_SECONDS = (
+    0.0005  # turns of threads while compiling: at Python's 5 ms, each call that lets others run waits for all of them
+)
 PROMPT_STEPS = ((16, 1), (128, 2))  # tokens, sequences
 NUM_BLOCKS = 4
+DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the same
 
 
 class KernelsAhead:
@@ -72,6 +78,8 @@ class KernelsAhead:
     def begin(self) -> "KernelsAhead":
         """Starts."""
         self._started = time.perf_counter()
+        self._turns = sys.getswitchinterval()
+        sys.setswitchinterval(min(SWITCH_SECONDS, self._turns))
         self._thread.start()
         return self
 
@@ -86,6 +94,7 @@ class KernelsAhead:
         for job in self._jobs[: self._first]:
             if error := job.exception():
                 logger.warning("a kernel could not be compiled ahead: %s", error)
+        sys.setswitchinterval(self._turns)
         now = time.perf_counter()
         if self._first:
             total, waited = now - self._started, now - before
@@ -122,8 +131,12 @@ class DrySteps:
         kv_caches = [torch.zeros(shape, dtype=dtype, device=device)]
         model = self.module.Model(self.sizes, Build.plain(self.ops, dtype, c.max_model_len)).eval()
         _lend_memory(model, device)
+        whole = WholeStep(model, self.ops)
 
         def logits(fwd: ForwardBatch) -> Tensor:
+            found = whole.logits(fwd)
+            if found is not None:
+                return found
             hidden = model(fwd.input_ids, fwd.positions, fwd)
             return cast(Tensor, model.compute_logits(hidden[fwd.logits_indices]))
 
@@ -143,7 +156,7 @@ class DrySteps:
         yield from ((False, partial(prompts, size)) for size in sizes[1:])
         yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
         loop._draws = True
-        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs))
+        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
 
 
 def _lend_memory(model: nn.Module, device: torch.device) -> None:

@@ -24,12 +24,13 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
 from quire.platform import Platform
 from quire.quant.none import refuse_quantized
+from quire.runner.ahead import KernelsAhead
 from quire.runner.decode_loop import DecodeLoop
 from quire.runner.flight import ALL_FORBIDDEN, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.grammars import Grammars
 from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
-from quire.runner.memory_plan import GIB, MemoryPlan, plan_memory
+from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
 from quire.runner.mixed_steps import MixedSteps
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
 from quire.runner.prompt_logprobs import PromptLogprobs
@@ -37,6 +38,7 @@ from quire.runner.sampler import Sampled, Sampler
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
 from quire.runner.transfer import Arrays, OneCopy
+from quire.runner.whole_step import WholeStep
 from quire.weights.loader import load_weights, plan_weights
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class ModelRunner:
         self.plan = plan
         self.num_blocks = plan.num_blocks
         self.model: Any = model
+        self.whole = WholeStep(model, ops)
         self.kv_cache = KVCache(sizes, plan.num_blocks, config.block_size, _dtype(config), device)
         self.table = SequenceTable(config.max_num_seqs, config.max_model_len, config.block_size)
         self.sampling = SamplingTable(config.max_num_seqs)
@@ -132,12 +135,15 @@ class ModelRunner:
             model = module.Model(sizes, Build.plain(ops, _dtype(config), config.max_model_len)).requires_grad_(False)
         weights = plan_weights(model, module.WEIGHTS, Path(config.model_dir), config.load_format, sizes.tied)
         graphs = platform.supports_graphs() and not config.enforce_eager
-        plan = plan_memory(config, sizes, _num_bytes(model), platform.facts(), graphs)
+        plan = plan_memory(config, sizes, model_bytes(model), platform.facts(), graphs)
+        kernels = KernelsAhead.of_model(module, sizes, ops, choices, config, platform).begin()
         load_weights(model, weights, platform.device(), config.seed)
+        kernels.let_go()
         platform.empty_cache()  # what loading used beside the weights
         seconds = time.perf_counter() - start
         logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
         runner = cls(config, platform, model.eval(), ops, sizes, plan)
+        kernels.wait()
         runner._log_capacity()
         return runner
 
@@ -199,6 +205,7 @@ class ModelRunner:
             "graphs",
             "loop",
             "mixed",
+            "whole",
             "model",
             "kv_cache",
             "buffers",
@@ -264,7 +271,9 @@ class ModelRunner:
 
     def _raw_logits(self, fwd: ForwardBatch) -> Tensor:
         """Logits [B, V] of a decoding step, as the head gives them."""
-        logits: Tensor = self.model.compute_logits(self.model(fwd.input_ids, fwd.positions, fwd))
+        logits = self.whole.logits(fwd)
+        if logits is None:
+            logits = self.model.compute_logits(self.model(fwd.input_ids, fwd.positions, fwd))
         return logits
 
     def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor, logits: Tensor) -> StepResult:
@@ -337,8 +346,3 @@ def _result(seq_id: int, token: int) -> SequenceResult:
 def _dtype(config: EngineConfig) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, config.dtype)
     return dtype
-
-
-def _num_bytes(model: nn.Module) -> int:
-    tensors = [*model.parameters(), *{id(b): b for b in model.buffers()}.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)
