@@ -83,8 +83,12 @@ class Field:
         return f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
 
     def _check_size(self, name: str, value: Any) -> None:
-        if self.high is not None and isinstance(value, list | tuple | dict) and len(value) > self.high:
+        if not isinstance(value, list | tuple | dict):
+            return
+        if self.high is not None and len(value) > self.high:
             raise InvalidRequest(f"{name} has {len(value)} entries, the limit is {self.high:g}", name)
+        if self.low is not None and len(value) < self.low:
+            raise InvalidRequest(f"{name} has {len(value)} entries; it needs at least {self.low:g}", name)
 
 
 def is_finite(value: Any) -> bool:
@@ -111,7 +115,7 @@ SAMPLING: dict[str, Field] = {
     "min_p": Field(NUMBER, "leave out tokens below this share of the likeliest one's probability", 0.0, 1.0, default="0"),
     "presence_penalty": Field(NUMBER, "taken off the logit of each token that was generated", -2.0, 2.0, default="0"),
     "frequency_penalty": Field(NUMBER, "the same, for each time that it was", -2.0, 2.0, default="0"),
-    "repetition_penalty": Field(NUMBER, "divides logits of tokens of prompt and output; 1 = off", 0.0, 100.0, above=True, default="1"),
+    "repetition_penalty": Field(NUMBER, "divides logits of tokens of prompt and output; 1 = off", 0.01, 100.0, default="1"),
     "seed": Field(INTEGER, "equal seeds give equal answers", -(2**63), 2**64 - 1, default="a new one each time"),
     "max_tokens": Field(INTEGER, "longest answer, its reasoning included", 1, LARGEST, default="16; of chats, what the model length leaves"),
     "min_tokens": Field(INTEGER, "the answer cannot end before it has so many", 0, LARGEST, default="0"),

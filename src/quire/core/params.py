@@ -40,7 +40,7 @@ class SamplingParams:
 
     n                    sequences to return for the prompt, 1..64
     presence_penalty, frequency_penalty   [-2, 2], over generated tokens
-    repetition_penalty   > 0, over prompt and generated tokens; 1 = off
+    repetition_penalty   [0.01, 100], over prompt and generated tokens; 1 = off
     temperature          [0, 2]; 0 = greedy
     top_p (0, 1], top_k (0 or -1 = all), min_p [0, 1]
     seed                 0..2^64-1; the draw at each position depends on seed, sequence index and position alone

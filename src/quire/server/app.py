@@ -11,7 +11,9 @@ from starlette.types import ASGIApp
 
 from quire.errors import QuireError
 from quire.server import explain, health, webui
-from quire.server.errors import error_response, http_error
+from quire.server.anthropic import routes as anthropic
+from quire.server.anthropic.errors import SCHEMA as ANTHROPIC_ERROR_SCHEMA
+from quire.server.errors import InternalError, error_response, http_error
 from quire.server.gate import Gate
 from quire.server.openai import chat, completions, models, pooling, tokenize
 from quire.server.responses import routes as responses
@@ -32,14 +34,16 @@ ERROR_SCHEMA: dict[str, Any] = {
         }
     },
 }
-# What any route may answer; in /openapi.json.
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-    for status, text in (("4XX", "The request is at fault."), ("5XX", "The server is at fault, or not ready."))
-}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+
+
+def _errors(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """What any route may answer; in /openapi.json."""
+    texts = (("4XX", "The request is at fault."), ("5XX", "The server is at fault, or not ready."))
+    return {s: {"description": text, "content": {"application/json": {"schema": schema}}} for s, text in texts}
+
+
+ERRORS = _errors(ERROR_SCHEMA)
+ANTHROPIC_ERRORS = _errors(ANTHROPIC_ERROR_SCHEMA)
 MESSAGES = {404: "there is no route {path}", 405: "{path} does not take {method}"}
 
 
@@ -55,14 +59,14 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.serving = serving
-    for router in (health.router, models.router, tokenize.router, pooling.router, explain.router, responses.stored):
-        app.include_router(router, responses=ERRORS)
-    for streaming in (chat, completions, responses):
-        app.include_router(streaming.router, responses={**ERRORS, **STREAM})
+    for endpoint in (health, models, tokenize, pooling, explain, chat, completions, responses):
+        app.include_router(endpoint.router, responses=ERRORS)
+    app.include_router(anthropic.router, responses=ANTHROPIC_ERRORS)
     if not serving.args.disable_ui:
         app.include_router(webui.router)
     app.add_exception_handler(QuireError, _quire_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
     gate = Gate(app, serving, max_active)
     if not serving.args.allowed_origins:
         return gate
@@ -75,10 +79,15 @@ def build_app(serving: Serving, max_active: int) -> ASGIApp:
     )
 
 
-async def _quire_error(_: Request, error: Exception) -> Response:
+async def _quire_error(http: Request, error: Exception) -> Response:
     if isinstance(error, QuireError):
-        return error_response(error)
+        return error_response(error, http.url.path, http.state.request_id)
     raise error
+
+
+async def _unexpected(http: Request, _: Exception) -> Response:
+    """A fault of ours, which the gate logs."""
+    return error_response(InternalError("the server failed on this request"), http.url.path, http.state.request_id)
 
 
 async def _http_error(http: Request, error: Exception) -> Response:
@@ -86,4 +95,4 @@ async def _http_error(http: Request, error: Exception) -> Response:
         raise error
     text = MESSAGES.get(error.status_code, str(error.detail))
     message = text.format(path=repr(http.url.path[:200]), method=http.method)
-    return http_error(error.status_code, message, dict(error.headers or {}))
+    return http_error(error.status_code, message, dict(error.headers or {}), http.url.path)

@@ -8,6 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from quire.errors import ClientError, QuireError, RequestPoisoned, ServerError
+from quire.server.anthropic import errors as anthropic
 
 RETRY_AFTER_S = 1
 STATUS_TYPES = {401: "authentication_error", 404: "NotFoundError", 429: "rate_limit_error"}
@@ -71,13 +72,19 @@ def error_headers(error: QuireError) -> dict[str, str]:
     return {"retry-after": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
 
 
-def error_response(error: QuireError) -> Response:
-    """The HTTP response for an error."""
-    return Response(error_bytes(error), error.status, error_headers(error), "application/json")
+def error_response(error: QuireError, path: str = "", request_id: str = "") -> Response:
+    """The HTTP response for an error, in the form that clients of the path read."""
+    if anthropic.speaks(path):
+        body = msgspec.json.encode(anthropic.body(error.status, anthropic.message_of(error), request_id))
+    else:
+        body = error_bytes(error)
+    return Response(body, error.status, error_headers(error), "application/json")
 
 
-def http_error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def http_error(status: int, message: str, headers: dict[str, str] | None = None, path: str = "") -> Response:
     """The same for what the router finds: 404, 405 and so on."""
+    if anthropic.speaks(path):
+        return Response(msgspec.json.encode(anthropic.body(status, message)), status, headers, "application/json")
     kind = STATUS_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     code = "not_found" if status == 404 else None
     body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})

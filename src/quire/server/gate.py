@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire.errors import EngineUnavailable, QuireError, Unauthenticated
 from quire.server.errors import InternalError, error_response
 from quire.server.serving import Serving
+from quire.server.tracing import traceparent
 
 log = logging.getLogger("quire.server")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -41,6 +42,7 @@ class Gate:
         headers = Headers(scope=scope)
         request_id = request_id_of(headers)
         scope.setdefault("state", {}).update(request_id=request_id, arrived_s=time.monotonic(), send=send)
+        traceparent.set(headers.get("traceparent", ""))
         reply = _Reply(send, request_id)
         self._serving.num_active += 1
         try:
@@ -66,7 +68,10 @@ class Gate:
             raise EngineUnavailable(f"the server is at its limit of {self._max_active} requests at once")
 
     def _check_key(self, headers: Headers) -> None:
-        given = _digest(_bearer(headers.getlist("authorization")))
+        # Anthropic's clients send x-api-key.
+        authorization = headers.getlist("authorization")
+        token = _bearer(authorization) if authorization else headers.get("x-api-key", "").encode("latin-1", "replace")
+        given = _digest(token)
         # Every key is compared, in the same time: what differs is a digest, not how far the key is right.
         if not sum(hmac.compare_digest(given, known) for known in self._key_digests):
             raise Unauthenticated("no API key, or one that this server does not know; send Authorization: Bearer KEY")
@@ -76,24 +81,29 @@ class _Reply:
     """The send function with the request id in the response's headers, which also knows what has begun.
 
     status  of the response; 499 while there is none
+    whole   all of it has been sent
     """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id
         self.status = 499
+        self.whole = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
+        self.whole = message["type"] == "http.response.body" and not message.get("more_body")
 
     async def fail(self, error: QuireError, scope: Scope, receive: Receive, closing: bool = False) -> None:
         """Answers with an error, unless an answer has begun already: then the connection is broken off."""
+        if self.whole:
+            return
         if self.status != 499:
             raise error
-        response = error_response(error)
+        response = error_response(error, scope["path"], self._request_id)
         if closing:
             response.headers["connection"] = "close"
         await response(scope, receive, self)

@@ -15,6 +15,10 @@ from quire.server.errors import ClientGone, InternalError, error_bytes
 log = logging.getLogger("quire.server")
 DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
+# What a route that streams may answer; in /openapi.json.
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its stream.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 
 
 def event(data: bytes) -> bytes:

@@ -15,13 +15,13 @@ from quire.server.openai.logprobs import LogprobWriter, prompt_logprobs_json
 from quire.server.openai.schemas import ChatCompletionRequest
 from quire.server.openai.shapes import ChatChoice, ChatChunk, ChatCompletion, ChunkChoice, Delta, Usage, usage
 from quire.server.serving import Serving
-from quire.server.sse import DONE, EventStream, event, until_client_gone
+from quire.server.sse import DONE, STREAM, EventStream, event, until_client_gone
 
 MARK = "\0the text\0"  # stands for the text in the frame of an event; no name or id holds it
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=request_body(ChatCompletionRequest), response_model=None)
+@router.post("/v1/chat/completions", openapi_extra=request_body(ChatCompletionRequest), responses=STREAM, response_model=None)
 async def chat_completions(http: Request) -> Response:
     """The next message of a chat."""
     request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")

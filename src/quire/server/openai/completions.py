@@ -14,13 +14,13 @@ from quire.server.openai.logprobs import LogprobWriter, Position, prompt_logprob
 from quire.server.openai.schemas import CompletionRequest, sampling_params
 from quire.server.openai.shapes import Completion, CompletionChoice, CompletionLogprobs, Usage, usage
 from quire.server.serving import Serving
-from quire.server.sse import DONE, EventStream, event, until_client_gone
+from quire.server.sse import DONE, STREAM, EventStream, event, until_client_gone
 
 DEFAULT_MAX_TOKENS = 16
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=request_body(CompletionRequest), response_model=None)
+@router.post("/v1/completions", openapi_extra=request_body(CompletionRequest), responses=STREAM, response_model=None)
 async def completions(http: Request) -> Response:
     """How one or more texts go on."""
     request, call = await read_request(http, CompletionRequest, "cmpl")

@@ -140,7 +140,8 @@ def _bounded(schema: dict[str, Any], bound: Field) -> dict[str, Any]:
     if "anyOf" in schema:
         arms = [{**arm, **limits} if arm.get("type") == bound.json_type else arm for arm in schema["anyOf"]]
         schema = {**schema, "anyOf": arms}
-    return {**schema, "description": bound.meaning}
+    default = f"; default: {bound.default}" if bound.default else ""
+    return {**schema, "description": bound.meaning + default}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -22,15 +22,14 @@ from quire.server.responses.outputs import Event, OutputBuilder
 from quire.server.responses.schemas import AS_IN_CHATS, ResponsesRequest, read
 from quire.server.responses.store import ResponseNotFound, ResponseStore
 from quire.server.serving import Serving
-from quire.server.sse import EventStream, named_event, until_client_gone
+from quire.server.sse import STREAM, EventStream, named_event, until_client_gone
 
 MAX_LISTED = 100
 BODY = request_body(ResponsesRequest, ChatCompletionRequest, AS_IN_CHATS)
 router = APIRouter()
-stored = APIRouter()
 
 
-@router.post("/v1/responses", openapi_extra=BODY, response_model=None)
+@router.post("/v1/responses", openapi_extra=BODY, responses=STREAM, response_model=None)
 async def create(http: Request) -> Response:
     """A model's response to a text or to items."""
     request, call = await read_call(http, read, "resp_")
@@ -45,7 +44,7 @@ async def create(http: Request) -> Response:
     return _json(response, call.headers)
 
 
-@stored.post("/v1/responses/input_tokens", openapi_extra=BODY, response_model=None)
+@router.post("/v1/responses/input_tokens", openapi_extra=BODY, response_model=None)
 async def input_tokens(http: Request) -> Response:
     """How many tokens the prompt of such a request has."""
     request, call = await read_call(http, read, "resp_")
@@ -56,7 +55,7 @@ async def input_tokens(http: Request) -> Response:
     return _json({"object": "response.input_tokens", "input_tokens": len(ids)}, call.headers)
 
 
-@stored.get("/v1/responses/{response_id}", response_model=None)
+@router.get("/v1/responses/{response_id}", response_model=None)
 async def retrieve(http: Request, response_id: str, stream: str | None = None) -> Response:
     """A stored response."""
     found = _store(http).find(response_id)
@@ -65,7 +64,7 @@ async def retrieve(http: Request, response_id: str, stream: str | None = None) -
     return _json(found.response)
 
 
-@stored.get("/v1/responses/{response_id}/input_items", response_model=None)
+@router.get("/v1/responses/{response_id}/input_items", response_model=None)
 async def input_items(
     http: Request, response_id: str, after: str | None = None, limit: str = "20", order: str = "desc"
 ) -> Response:
@@ -83,14 +82,14 @@ async def input_items(
     return _json({"object": "list", "data": page, "has_more": more, **ends})
 
 
-@stored.delete("/v1/responses/{response_id}", response_model=None)
+@router.delete("/v1/responses/{response_id}", response_model=None)
 async def delete(http: Request, response_id: str) -> Response:
     """Forgets a stored response."""
     _store(http).remove(response_id)
     return _json({"id": response_id, "object": "response", "deleted": True})
 
 
-@stored.post("/v1/responses/{response_id}/cancel", response_model=None)
+@router.post("/v1/responses/{response_id}/cancel", response_model=None)
 async def cancel(http: Request, response_id: str) -> Response:
     """Refused: a response that is being made is ended by closing its connection."""
     _store(http).find(response_id)
