@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from quire.ops.paged_attention import _random_batch
 
 
 def to_device(value: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-    """A copy of tensors, ForwardBatches and plain values on `device`; floating tensors become `dtype` when it is given."""
-    if isinstance(value, ForwardBatch):
-        tensors = {k: to_device(v, device) for k, v in vars(value).items() if isinstance(v, Tensor)}
-        return replace(value, **tensors)
+    """A copy of tensors, dataclasses of them and plain values on `device`; floating tensors become `dtype` when it is given."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{k: to_device(v, device, dtype) for k, v in vars(value).items()})
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(v, device, dtype) for v in value)
     if isinstance(value, Tensor):
         target = dtype if dtype is not None and value.is_floating_point() else value.dtype
         # Strides are kept: views of a packed row are part of what is tested.

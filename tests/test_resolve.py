@@ -20,7 +20,7 @@ def config(facts: MachineFacts = CPU, hf: dict | None = None, serving: bool = Fa
 def test_defaults_follow_the_machine():
     assert (config().max_num_seqs, config(H200).max_num_seqs, config(T4).max_num_seqs) == (64, 1024, 256)
     assert (config(H200).max_num_batched_tokens, config(H200, serving=True).max_num_batched_tokens) == (16384, 8192)
-    assert config().backends == ("cpu", "torch") and config(H200).backends == ("triton", "torch")
+    assert config().backends == ("cpu", "torch") and config(H200).backends == ("cuda", "triton", "torch")
     assert config(backends="torch").backends == ("torch",)
 
 

@@ -200,7 +200,7 @@ def _dtype(args: EngineArgs, hf: HfConfig, facts: MachineFacts, chooser: _Choose
 def _backends(args: EngineArgs, facts: MachineFacts) -> tuple[str, ...]:
     if args.backends:
         return tuple(name.strip() for name in args.backends.split(",") if name.strip())
-    return ("triton", "torch") if facts.device == "cuda" else ("cpu", "torch")
+    return ("cuda", "triton", "torch") if facts.device == "cuda" else ("cpu", "torch")
 
 
 def _at_least_one(**numbers: int) -> None:

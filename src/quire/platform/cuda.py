@@ -41,7 +41,7 @@ class CudaPlatform(Platform):
     """The first visible GPU; CUDA_VISIBLE_DEVICES chooses which that is, until the first call."""
 
     name = "cuda"
-    backends = ("triton", "torch")
+    backends = ("cuda", "triton", "torch")
 
     @classmethod
     def present(cls) -> bool:

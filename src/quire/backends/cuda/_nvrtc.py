@@ -1,0 +1,102 @@
+"""NVRTC through ctypes: CUDA C++ to machine code, kept on disk for the next start."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+KERNELS = Path(__file__).parent / "kernels"
+CACHE = Path.home() / ".cache" / "quire" / "kernels"
+
+
+def library_path() -> str | None:
+    """NVRTC of torch's CUDA version, from the package that torch's wheels ask for, or from where the system's loader finds it."""
+    major = (torch.version.cuda or "0").split(".")[0]
+    name = f"libnvrtc.so.{major}"
+    for folder in sys.path:
+        found = sorted(Path(folder or ".").glob(f"nvidia/*/lib/{name}"))
+        if found:
+            return str(found[0])
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return None
+    return name
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = library_path()
+    if path is None:
+        raise RuntimeError("NVRTC, CUDA's run-time compiler, is not installed")
+    return ctypes.CDLL(path)
+
+
+def compile_kernel(source: str, macros: Mapping[str, str | int], architecture: str) -> bytes:
+    """Machine code of a file of `kernels` with these macros, for `architecture` ("sm_90a")."""
+    options = ["--std=c++17", f"--gpu-architecture={architecture}", *(f"-D{k}={v}" for k, v in macros.items())]
+    headers = {path.name: path.read_bytes() for path in sorted(KERNELS.glob("*.cuh"))}
+    text = (KERNELS / source).read_bytes()
+    key = hashlib.sha256(repr((_version(), options, text, headers)).encode()).hexdigest()
+    kept = CACHE / f"{key}.cubin"
+    if kept.is_file():
+        return kept.read_bytes()
+    start = time.perf_counter()
+    image = _compile(source, text, headers, options)
+    logger.info("Compiled %s in %.2f seconds", source, time.perf_counter() - start)
+    _keep(kept, image)
+    return image
+
+
+def _version() -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "version")
+    return major.value, minor.value
+
+
+def _compile(name: str, text: bytes, headers: dict[str, bytes], options: list[str]) -> bytes:
+    nvrtc, program = _library(), ctypes.c_void_p()
+    names = (ctypes.c_char_p * len(headers))(*(n.encode() for n in headers))
+    bodies = (ctypes.c_char_p * len(headers))(*headers.values())
+    code = nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), len(headers), bodies, names)
+    _check(code, "program")
+    try:
+        flags = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+        if nvrtc.nvrtcCompileProgram(program, len(options), flags):
+            raise RuntimeError(f"{name} does not compile:\n{_read(program, 'ProgramLog').decode(errors='replace')}")
+        return _read(program, "CUBIN")
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _read(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _check(getattr(_library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size)), what)
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(getattr(_library(), f"nvrtcGet{what}")(program, buffer), what)
+    return buffer.raw
+
+
+def _keep(path: Path, image: bytes) -> None:
+    """Writes a file as a whole or not at all; a home that cannot be written costs a compilation at each start."""
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(image)
+        part.replace(path)
+    except OSError as error:
+        logger.warning("Compiled kernels cannot be kept in %s: %s", path.parent, error)
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        raise RuntimeError(f"NVRTC: {what}: error {code}")
