@@ -243,7 +243,7 @@ def api_process(engine: NoModel) -> Iterator[tuple[int, psutil.Process]]:
     listener = listen.bind("127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
         settings = {
-            "socket": f"{folder}/engine.sock", "token": "t", "began_s": time.monotonic(), "listener": listener.fileno(),
+            "socket": f"{folder}/engine.sock", "token": "t", "began_s": time.monotonic(), "log_format": "text", "listener": listener.fileno(),
             "engine_args": asdict(EngineArgs(model=engine.config.model_dir)),
             "server_args": asdict(ServerArgs(disable_uvicorn_access_log=True, uvicorn_log_level="warning")),
         }  # fmt: skip

@@ -12,6 +12,7 @@ from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
 from quire.server.history import PromptTrace, Trace
 from quire.server.serving import Serving
+from quire.server.tracing import traceparent
 
 
 @dataclass
@@ -44,6 +45,9 @@ class Generation:
         self._closed = False
         self._stream: Stream = serving.client.submit([stream.request for stream in streams])
         self._trace = trace
+        self._tracer = serving.tracer
+        for run in self.runs:
+            serving.log_request(trace.id, run.stream.request, run.stream.prompt)
         trace.prompts = [self._traced(run) for run in self.runs]
         serving.history.add(trace)
 
@@ -73,6 +77,9 @@ class Generation:
         self._closed = True
         self._trace.end()
         self._stream.close()
+        if self._tracer is not None:
+            requests = [run.stream.request for run in self.runs]
+            self._tracer.record(self._trace, requests, traceparent.get(), self._failed)
         for run in self.runs:
             self._metrics.given_up("error" if self._failed else "abort", len(run.num_tokens) - len(run.reasons))
 

@@ -27,6 +27,12 @@ class ServerArgs:
         "info", "level of the access log", choices=("critical", "error", "warning", "info", "debug", "trace")
     )
     disable_uvicorn_access_log: bool = option(False, "no line for each HTTP request")
+    log_format: str = option("text", "of all lines on stderr; json: an object a line", choices=("text", "json"))
+    enable_log_requests: bool = option(False, "a line for each request: its id, lengths and parameters, not its text")
+    max_log_len: int = option(0, "characters of each prompt that this line may show")
+    otlp_traces_endpoint: str | None = option(
+        None, "send OpenTelemetry traces to this OTLP/HTTP address, such as http://localhost:4318/v1/traces"
+    )
     disable_ui: bool = option(False, "no chat page at / and no /dashboard")
     disable_fastapi_docs: bool = option(False, "no /docs, /redoc and /openapi.json")
 
@@ -39,6 +45,7 @@ class ServerArgs:
             ("engine_step_timeout", 1),
             ("max_engine_deaths", 1),
             ("max_logprobs", 0),
+            ("max_log_len", 0),
         ):
             if not getattr(self, name) >= lowest:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {lowest}")

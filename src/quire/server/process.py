@@ -76,6 +76,11 @@ class ApiProcess:
         self._spawn(self._find_model())
         await self._server.serve([self._listener])
 
+    def close(self) -> None:
+        """After the loop: what is left to send is sent."""
+        if self._serving.tracer is not None:
+            self._serving.tracer.close()
+
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
             build_app(self._serving, max_active=raise_file_limit() - RESERVED_FILES),
@@ -244,13 +249,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(options.parent)
-    configure_logging()
     logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     control = Control.inherited(options.control_fd)
     settings = control.receive()
     if settings is None:
         return 1
-    run_loop(ApiProcess(control, settings))
+    configure_logging(settings["log_format"])
+    process = ApiProcess(control, settings)
+    run_loop(process)
+    process.close()
     return 0
 
 

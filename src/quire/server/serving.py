@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from quire import env
 from quire.config import BUILTIN_MODEL, EngineArgs
+from quire.core.request import Request
 from quire.engine.client import EngineClient
 from quire.engine.frontend import Frontend
 from quire.engine.ipc import Ready
@@ -13,6 +14,7 @@ from quire.server.history import History
 from quire.server.metrics import Metrics
 from quire.server.options import ServerArgs
 from quire.server.responses.store import ResponseStore
+from quire.server.tracing import Tracer
 
 log = logging.getLogger("quire.server")
 MAX_NOTED_FIELDS = 256
@@ -36,6 +38,7 @@ class Serving:
         self.api_keys = args.api_key or [key for key in [env.api_key()] if key]
         self.metrics = Metrics(self.names[0])
         self.history = History()
+        self.tracer = Tracer(args.otlp_traces_endpoint) if args.otlp_traces_endpoint else None
         self.responses = ResponseStore()
         self.num_active = 0
         self.draining = False
@@ -75,6 +78,19 @@ class Serving:
         if self.args.strict_model_name:
             raise ModelNotFound(f"The model `{requested}` does not exist; this server has {', '.join(self.names)}.")
         return self.names[0]
+
+    def log_request(self, name: str, request: Request, prompt: str | None) -> None:
+        """A line for a request, if asked for. Of its text only as much as the operator allows."""
+        if not self.args.enable_log_requests:
+            return
+        shown = (prompt or "")[: self.args.max_log_len]
+        log.info(
+            "Received request %s: %d prompt tokens, %s%s",
+            name,
+            len(request.prompt_token_ids),
+            request.params,
+            f", prompt: {shown!r}" if shown else "",
+        )
 
     def note_ignored(self, fields: list[str]) -> None:
         """Logs fields of requests that nobody knows, each once."""

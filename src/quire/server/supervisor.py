@@ -26,6 +26,7 @@ from quire.log import configure as configure_logging
 from quire.server import listen, rundir
 from quire.server.child import Child
 from quire.server.options import ServerArgs
+from quire.server.tracing import check_endpoint
 
 log = logging.getLogger("quire.supervisor")
 DEATHS_WINDOW_S = 600.0
@@ -38,7 +39,8 @@ ENGINE_COMMAND = (sys.executable, "-m", "quire.engine.process")
 
 def serve(engine_args: EngineArgs, server_args: ServerArgs) -> int:
     """Serves until told to stop. Returns the exit code: 0 stopped as asked, 1 gave up. Raises SetupError when it cannot start."""
-    configure_logging()
+    configure_logging(server_args.log_format)
+    check_endpoint(server_args.otlp_traces_endpoint)
     return Supervisor(engine_args, server_args).run()
 
 
@@ -65,12 +67,14 @@ class Supervisor:
         self._exit_code: int | None = None
         self._selector = selectors.DefaultSelector()
         self._token = secrets.token_hex(16)
+        self.url: str | None = None  # once it listens
 
     def run(self) -> int:
         """Serves. Raises SetupError when it cannot start."""
         self._began_s = time.monotonic()
         self._listener = listen.bind(self._args.host, self._args.port)
         self._run_dir = rundir.create()
+        self.url = listen.url_of(self._listener)
         try:
             with self._signals():
                 self._start("API")
@@ -129,6 +133,7 @@ class Supervisor:
     def _start(self, name: str) -> None:
         settings: dict[str, Any] = {"socket": str(self._run_dir / "engine.sock"), "token": self._token}
         settings["began_s"] = self._began_s
+        settings["log_format"] = self._args.log_format
         fds = []
         if name == "API":
             fds.append(self._listener.fileno())
