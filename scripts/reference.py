@@ -72,7 +72,7 @@ def cell(text: str) -> str:
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser, list[type]]]:
     """(command, its parser, its option classes) of every command that has options."""
     for name in cli.commands():
-        module = importlib.import_module(f"quire.cli.{name}")
+        module = cli.module_of(name)
         for kind in kinds_of(module):
             seen: list[Any] = []
 
@@ -150,7 +150,7 @@ def cli_page(words: Words) -> str:
 def help_of(command: str) -> str:
     """What the command's module or function says of itself."""
     _, name, *kind = command.split()
-    module = importlib.import_module(f"quire.cli.{name}")
+    module = cli.module_of(name)
     text = inspect.getdoc(getattr(module, kind[0])) if kind else module.HELP
     return sentence((text or "").split("\n")[0])
 
@@ -178,7 +178,7 @@ def routes() -> Iterator[tuple[list[str], dict[str, Any]]]:
     same: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for path, methods in openapi()["paths"].items():
         for method, operation in methods.items():
-            key = operation["description"]
+            key = operation["description"] + ",".join(properties(operation))
             same.setdefault(key, ([], operation))[0].append(f"{method.upper()} {path}")
     yield from sorted(same.values(), key=lambda found: -len(properties(found[1])))
 

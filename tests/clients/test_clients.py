@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from environments import NoEnvironment, node_project, python_of
-from markdown import ROOT
+from markdown import ROOT, table
 from servers import Server
 
 HERE = Path(__file__).parent
@@ -27,18 +27,19 @@ OFFLINE = {
 
 COMMON = ["chat", "stream", "tools", "parse", "logprobs"]
 LIGHT = {
-    "openai2": ["models", *COMMON, "errors", "concurrent"],
-    "openai3": ["models", *COMMON, "errors", "concurrent"],
-    "openai_node": ["models", *COMMON, "errors"],
+    "openai2": ["models", *COMMON, "responses", "errors", "concurrent"],
+    "openai3": ["models", *COMMON, "responses", "errors", "concurrent"],
+    "openai_node": ["models", *COMMON, "responses", "errors"],
 }
 HEAVY = {
     "langchain": [*COMMON, "errors"],
     "llamaindex": COMMON,
     "litellm": [*COMMON, "errors"],
-    "vercel_ai": [*COMMON, "errors"],
+    "vercel_ai": [*COMMON, "responses", "errors"],
     "lm_eval": ["generate_until", "loglikelihood", "loglikelihood_rolling"],
     "guidellm": ["concurrent", "synchronous"],
 }
+REPLAYED = {"open_webui": ["models", "stream", "chat", "embeddings", "preflight"]}
 NODE = {"openai_node", "vercel_ai"}
 
 
@@ -98,4 +99,10 @@ def test_framework(server: Server, name: str):
 
 def test_calls_of_open_webui(server: Server):
     program = str(HERE / "open_webui" / "client.py")
-    assert checks(server, [sys.executable, program]) == ["models", "stream", "chat", "embeddings", "preflight"]
+    assert checks(server, [sys.executable, program]) == REPLAYED["open_webui"]
+
+
+@pytest.mark.parametrize("folder", [ROOT / "docs" / "guide", ROOT / "docs" / "guide" / "zh"], ids=["en", "zh"])
+def test_the_guide_says_what_is_checked(folder: Path):
+    rows = table(folder / "clients.md", "clients")
+    assert [row[2].split(", ") for row in rows] == list({**LIGHT, **HEAVY, **REPLAYED}.values())

@@ -6,7 +6,7 @@ from typing import Literal
 
 import openai
 from pydantic import BaseModel
-from report import MESSAGES, MODEL, URL, WEATHER, is_weather, run
+from report import MESSAGES, MODEL, QUESTION, URL, WEATHER, is_weather, run
 
 client = openai.OpenAI(base_url=URL + "/v1", api_key="EMPTY", max_retries=0)
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
@@ -87,6 +87,22 @@ def logprobs() -> None:
     assert plain.choices[0].logprobs.token_logprobs[0] is None and plain.choices[0].text.startswith("The capital")
 
 
+def responses() -> None:
+    fields = {"model": MODEL, "input": QUESTION, "temperature": 0}
+    whole = client.responses.create(**fields)
+    assert "Paris" in whole.output_text and client.responses.retrieve(whole.id).output_text == whole.output_text
+    with client.responses.stream(**fields) as events:
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=Capital, max_output_tokens=64)
+    assert isinstance(parsed.output_parsed, Capital)
+    tool = {"type": "function", "strict": True, **WEATHER["function"]}
+    called = client.responses.create(**fields, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+    assert is_weather(json.loads(called.output[-1].arguments))
+    after = client.responses.create(model=MODEL, input="And of Italy?", previous_response_id=whole.id, temperature=0)
+    assert "Rome" in after.output_text
+
+
 def errors() -> None:
     for kind, call in (
         (openai.BadRequestError, lambda: ask(max_tokens=-1)),
@@ -109,4 +125,4 @@ def concurrent() -> None:
     assert len(set(asyncio.run(main()))) == 1
 
 
-run(models, chat, stream, tools, parse, logprobs, errors, concurrent)
+run(models, chat, stream, tools, parse, logprobs, responses, errors, concurrent)

@@ -1,7 +1,7 @@
 // The official JavaScript client against a server: node client.mjs URL
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const model = "builtin-tiny";
@@ -55,6 +55,18 @@ const checks = {
     const content = answer.choices[0].logprobs.content;
     assert.equal(content.length, answer.usage.completion_tokens);
     assert.ok(content.every((position) => position.top_logprobs.length === 3));
+  },
+  async responses() {
+    const input = messages[0].content;
+    const whole = await client.responses.create({ model, input, temperature: 0 });
+    assert.match(whole.output_text, /Paris/);
+    let text = "";
+    for await (const event of await client.responses.create({ model, input, temperature: 0, stream: true })) {
+      if (event.type === "response.output_text.delta") text += event.delta;
+    }
+    assert.equal(text, whole.output_text);
+    const format = zodTextFormat(Capital, "capital");
+    Capital.parse((await client.responses.parse({ model, input, max_output_tokens: 96, text: { format } })).output_parsed);
   },
   async errors() {
     await assert.rejects(ask({ max_tokens: -1 }), (error) => error instanceof OpenAI.BadRequestError && Boolean(error.requestID));

@@ -63,6 +63,15 @@ const checks = {
     const { logprobs } = answer.providerMetadata.openai;
     assert.equal(logprobs.length, answer.usage.outputTokens);
   },
+  async responses() {
+    const asked = { ...common, model: openai("builtin-tiny") }; // what its OpenAI provider uses by itself
+    const whole = (await generateText(asked)).text;
+    assert.match(whole, /Paris/);
+    let text = "";
+    for await (const part of streamText(asked).textStream) text += part;
+    assert.equal(text, whole);
+    Capital.parse((await generateObject({ ...asked, schema: Capital, maxOutputTokens: 64 })).object);
+  },
   async errors() {
     await assert.rejects(
       embed({ model: plain.embeddingModel("builtin-tiny"), value: "hello", maxRetries: 0 }), /does not support Embeddings API/,
