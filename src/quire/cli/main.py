@@ -5,18 +5,25 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import quire.cli
 from quire.errors import QuireError
 from quire.version import __version__
 
 NOT_COMMANDS = ("args", "main", "remote")
-OTHER_NAMES = {"collect-env": "env"}  # what users of vLLM type
+OTHER_NAMES = {"collect-env": "env", "run_batch": "run-batch"}  # what users of vLLM type
 
 
 def commands() -> list[str]:
     """Names of the commands, found by listing this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(quire.cli.__path__) if m.name not in NOT_COMMANDS)
+    found = (m.name for m in pkgutil.iter_modules(quire.cli.__path__) if m.name not in NOT_COMMANDS)
+    return sorted(name.replace("_", "-") for name in found)
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"quire.cli.{name.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"quire: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        code: int = importlib.import_module(f"quire.cli.{name}").main(words[1:])
+        code: int = module_of(name).main(words[1:])
         return code
     except QuireError as error:
         print(f"quire {name}: {error}", file=sys.stderr)
@@ -51,5 +58,5 @@ def usage() -> str:
     """The top-level help."""
     lines = ["usage: quire COMMAND [options]", "", "commands:"]
     for name in commands():
-        lines.append(f"  {name:10} {importlib.import_module(f'quire.cli.{name}').HELP}")
+        lines.append(f"  {name:10} {module_of(name).HELP}")
     return "\n".join([*lines, "", "quire COMMAND --help shows a command's options; quire --version the version"])
