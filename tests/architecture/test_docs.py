@@ -23,6 +23,7 @@ from quire.cli.chat import ChatArgs
 from quire.cli.complete import CompleteArgs
 from quire.cli.main import commands
 from quire.cli.plan import PlanArgs
+from quire.cli.run_batch import BatchArgs
 from quire.config import EngineArgs
 from quire.core.params import SamplingParams, field_names
 from quire.models.registry import architectures
@@ -41,6 +42,7 @@ OPTIONS: dict[str, list[type]] = {
     "bench serve": [ServeBenchArgs],
     "bench startup": [EngineArgs, StartupArgs],
     "plan": [EngineArgs, PlanArgs],
+    "run-batch": [EngineArgs, BatchArgs],
 }
 TAKES_NO_MODEL = ("bench serve",)
 FOREIGN_FLAGS = {"--help"}  # of every command
