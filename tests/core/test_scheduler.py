@@ -217,6 +217,21 @@ def test_a_prompt_that_lacks_blocks_is_not_looked_up_again_until_there_is_more_r
     assert looked_up == [0, 0, 12]  # a; b in vain; b when a has ended
 
 
+def test_a_prompt_that_lacks_blocks_comes_in_when_fewer_run_though_no_more_are_free() -> None:
+    """Blocks stay free for the growth of those that run: of three, two; of two, one. That is as good as a free block."""
+    h = harness(num_blocks=9)
+    h.add(request("ends", [1] * 3, max_tokens=2))  # one block
+    h.add(request("grows", [2] * 3, max_tokens=20))  # one, a second when "ends" has given up its own
+    h.add(request("stays", [3] * 5, max_tokens=20))  # two
+    step(h)
+    h.add(request("waits", [4] * 12, max_tokens=1))  # three of the four that are free
+    step(h)
+    assert [s.request.id for s in h.waiting()] == ["waits"]
+    free = h.scheduler.pool.num_free
+    assert step(h) == [(1, 1), (2, 1), (3, 12)] and free == 5
+    h.drain()
+
+
 # ---- preemption ----
 
 

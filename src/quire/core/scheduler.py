@@ -384,7 +384,7 @@ class Scheduler:
             return False
         pinned = sequence.num_preemptions >= MAX_PREEMPTIONS
         num_tokens = sequence.max_kv_tokens if pinned else len(sequence.token_ids)
-        if not self.kv.admit(sequence, found, num_tokens, num_spare=len(self._running)):
+        if not self.kv.admit(sequence, found, num_tokens, self._num_spare()):
             self._stuck = (sequence.seq_id, self._room())
             return False
         self._stuck = None
@@ -400,8 +400,12 @@ class Scheduler:
         return self._stuck is not None and self._stuck[0] == sequence.seq_id and self._room() <= self._stuck[1]
 
     def _room(self) -> int:
-        # One block is left for each running sequence: else a newcomer would soon be the victim of their growth.
-        return self.pool.num_free - len(self._running)
+        return self.pool.num_free - self._num_spare()
+
+    def _num_spare(self) -> int:
+        # Blocks that stay free at an admission, one for two running sequences. With none, newcomers would soon be the victims of their
+        # growth; with one each, 5 % of the cache lie idle under chat-shaped load in place of 4 % (tests/core/test_kv_share.py).
+        return (len(self._running) + 1) // 2
 
     def _first_chunk(self, num_left: int, budget: int) -> int:
         """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
