@@ -42,8 +42,6 @@ class Ops:
     draw_tokens: Callable[..., Tensor]
     place_tokens: Callable[..., None]
     take_tokens: Callable[..., None]
-    sample_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
-    count_tokens: Callable[..., None]
     decode_step: Callable[..., Tensor | None]
 
 
