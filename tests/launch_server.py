@@ -17,10 +17,9 @@ def main() -> int:
     die_with_parent(os.getppid())  # a test run that is killed leaves no server behind
     options = json.loads(sys.argv[1])
     command = (sys.executable, str(Path(__file__).parent / "fake_engine.py")) if options.get("fake") else ENGINE_COMMAND
-    configure()
-    supervisor = Supervisor(
-        EngineArgs(**options["engine_args"]), ServerArgs(**options["server_args"]), engine_command=command
-    )
+    server_args = ServerArgs(**options["server_args"])
+    configure(server_args.log_format)
+    supervisor = Supervisor(EngineArgs(**options["engine_args"]), server_args, engine_command=command)
     try:
         return supervisor.run()
     except SetupError as error:
