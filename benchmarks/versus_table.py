@@ -1,6 +1,10 @@
-"""Figures of several engines as rows, the rows as a JSON file, and the rows as a table."""
+"""Figures of several engines as rows, the rows as a JSON file, and the rows as a table.
+
+python benchmarks/versus_table.py RESULTS.json      the table again, and once more in Markdown
+"""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +129,29 @@ def shown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table for a document: a line a workload, a cell a shape."""
+    names = list(dict.fromkeys(row["shape"] for row in rows))
+    cells = {(row["workload"], row["shape"]): cell(row) for row in rows if row[OURS] is not None}
+    lines = [
+        "| ours · the better peer = ratio (of the floor) | " + " | ".join(name.upper() for name in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for workload in UNITS:
+        found = [cells.get((workload, name), "") for name in names]
+        if any(found):
+            lines.append(f"| `{workload}`, {UNITS[workload]} | " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
+def cell(row: Row) -> str:
+    peers = [row[p] for p in PEERS if row[p] is not None]
+    best = (max(peers) if row["unit"] in RATES else min(peers)) if peers else None
+    ratio = "" if row["ratio"] is None else f" = **{row['ratio']:.2f}x**"
+    floor = "" if row["floor_share"] is None else f" ({100 * row['floor_share']:.0f} %)"
+    return number(row[OURS]) + ("" if best is None else f" · {number(best)}") + ratio + floor
+
+
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
@@ -134,3 +161,8 @@ def share(row: Row, column: str) -> str:
     if not value or not floor:
         return "-"
     return f"{100 * (value / floor if row['unit'] in RATES else floor / value):.0f}%"
+
+
+if __name__ == "__main__":
+    held = json.loads(Path(sys.argv[1]).read_text())
+    print(shown(held["rows"]) + "\n\n" + markdown(held["rows"]))

@@ -62,6 +62,17 @@ def test_a_ratio_is_to_the_better_peer_and_above_one_where_ours_is_better():
     assert row("prefill", "tok/s", 30.0, 20.0, 4.0, floor=120.0)["floor_share"] == 0.25
 
 
+def test_the_table_of_a_document_has_a_line_a_workload_and_a_cell_a_shape():
+    rows = [
+        row("decode_b1", "ms", 2.0, 5.0, 4.0, floor=1.0),
+        row("chat", "req/s", 30.0, None, None),
+        row("prefill", "tok/s", None, 1.0, 2.0),
+    ]
+    assert versus_table.markdown(rows).splitlines()[2:] == [
+        "| `decode_b1`, ms | 2 · 4 = **2.00x** (50 %) |", "| `chat`, req/s | 30 |",
+    ]  # fmt: skip
+
+
 def test_pieces_of_one_commit_add_up(tmp_path):
     path = tmp_path / "out.json"
     for engine, figures in (
