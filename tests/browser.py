@@ -37,7 +37,7 @@ class Browser:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         # The browser reads commands from descriptor 3 and answers on 4. They may be taken, so both move out of the way first.
-        shell = f'exec 8<&{to_browser} 9>&{from_browser}; exec "$0" "$@" 3<&8 4>&9'
+        shell = f'exec 208<&{to_browser} 209>&{from_browser}; exec "$0" "$@" 3<&208 4>&209'
         command = [
             find() or "chromium",
             *SWITCHES,

@@ -285,3 +285,14 @@ def test_the_dashboard_shows_the_values_of_an_earlier_second(bundled, page):
     page.wait("document.querySelectorAll('.cross').length === 9")
     page.send("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
     page.wait("document.querySelectorAll('.cross').length === 0")
+
+
+def test_a_server_that_is_gone_is_named(tmp_path):
+    """In the language of the page, in place of the browser's own words."""
+    with Server(tmp_path / "log", None) as server, Browser("zh-CN") as page:
+        page.go(server.url + "/", READY)
+        server.kill()
+        page.type("#prompt", "你好")
+        page.press("Enter")
+        page.wait("document.querySelector('.error')?.textContent === '错误：服务器没有响应'")
+        page.wait("document.querySelector('#status.gone')")

@@ -71,7 +71,7 @@ async function ask() {
   } catch (error) {
     if (body === undefined) chat.messages.push(answer); // a field is no number; else it is there, or its chat is gone
     if (request.signal.aborted) timing.reason = "abort";
-    else answer.error = error.message;
+    else answer.error = error instanceof TypeError ? word("gone") : error.message; // what fetch throws without a connection
     if (error.status === 401) showSettings(true); // the key's place
   } finally {
     answer.pending = false;
@@ -200,7 +200,7 @@ function answerBody(message) {
   const node = document.createDocumentFragment();
   if (message.reasoning) node.append(thoughts(message));
   node.append(markdown(message.content, { copy: word("copy"), copied: word("copied") }));
-  if (message.error) node.append(element("p", { className: "error", role: "alert", textContent: `${word("error")}: ${message.error}` }));
+  if (message.error) node.append(element("p", { className: "error", role: "alert", textContent: word("error") + word("colon") + message.error }));
   if (message.pending && !message.content) node.append(element("span", { className: "waiting", ariaHidden: "true" }, ...[1, 2, 3].map(() => element("i"))));
   return node;
 }
