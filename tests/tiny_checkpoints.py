@@ -90,12 +90,18 @@ def _qwen2_shapes(config: dict) -> list[tuple[str, tuple[int, ...], float]]:
 THINKING = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
 
 
-def thinking_qwen2(folder: Path, **options: object) -> Path:
-    """tiny_qwen2 whose vocabulary has <think> and </think>, and whose template begins the reasoning."""
-    tiny_qwen2(folder, vocab_size=VOCAB_SIZE + 2, **options)  # type: ignore[arg-type]
+def thinking_tokenizer(folder: Path) -> Path:
+    """byte_tokenizer with <think> and </think>, and a template that begins the reasoning."""
+    byte_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in ("<think>", "</think>")])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": THINKING}))
     return folder
+
+
+def thinking_qwen2(folder: Path, **options: object) -> Path:
+    """tiny_qwen2 with that tokenizer."""
+    tiny_qwen2(folder, vocab_size=VOCAB_SIZE + 2, **options)  # type: ignore[arg-type]
+    return thinking_tokenizer(folder)

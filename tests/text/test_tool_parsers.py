@@ -6,15 +6,15 @@ import random
 import time
 
 import pytest
+from model_answers import CALL, FRAGMENTS
 
-from quire.text.reasoning.think import BEGIN, END, ThinkSplitter
+from quire.text.reasoning.think import BEGIN, ThinkSplitter
 from quire.text.tools import hermes, llama3, mistral, plain_json
 from quire.text.tools.calls import ToolCall
 from quire.text.tools.formats import HERMES, LLAMA3, MISTRAL, NO_TEMPLATE, PLAIN_JSON, format_of
 
 PARSERS = {"hermes": hermes.parser, "llama3": llama3.parser, "mistral": mistral.parser, "json": plain_json.parser}
 NUM_CASES = 20_000 if os.environ.get("QUIRE_SOAK") else 1_500
-CALL = '{"name": "f", "arguments": {"a": 1}}'
 F = ToolCall("f", '{"a": 1}')
 
 
@@ -74,12 +74,6 @@ def test_what_is_read_at_every_split(name, text, content, calls):
     assert run(PARSERS[name], list(text)) == (content, calls)
     for at in range(len(text) + 1):
         assert run(PARSERS[name], [text[:at], text[at:]]) == (content, calls)
-
-
-FRAGMENTS = [
-    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", BEGIN, END, CALL, CALL[:-1], "{", "}", "[", "]", ";", ",",
-    "f", " ", "\n", "\n\n", "text", "<", "</", "```", "json", '"', "\\", "北京", "\ud83d", "\x00", "[" * 3000, " " * 100, "1e999", "é",
-]  # fmt: skip
 
 
 def random_output(rng):

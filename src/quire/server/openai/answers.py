@@ -71,9 +71,10 @@ class AnswerReader:
         items: list[Item] = [text] if text else []
         if self._parser is not None:
             items = self._parser.push(text) + (self._parser.finish() if finished else [])
-        opening, self._opening = self._opening, ""
         shown = [item for item in items if self._wanted(item)]
-        return News(reasoning if self._manner.shows_reasoning else "", [opening, *shown] if opening else shown)
+        if self._opening and (shown or finished):
+            shown, self._opening = [self._opening, *shown], ""
+        return News(reasoning if self._manner.shows_reasoning else "", shown)
 
     def deltas(self, text: str, finished: bool, token_ids: Iterable[int] = ()) -> list[Delta]:
         """The same as pieces of a streamed message."""

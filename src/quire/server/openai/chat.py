@@ -21,7 +21,9 @@ MARK = "\0the text\0"  # stands for the text in the frame of an event; no name o
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=request_body(ChatCompletionRequest), responses=STREAM, response_model=None)
+@router.post(
+    "/v1/chat/completions", openapi_extra=request_body(ChatCompletionRequest), responses=STREAM, response_model=None
+)
 async def chat_completions(http: Request) -> Response:
     """The next message of a chat."""
     request, call = await read_request(http, ChatCompletionRequest, "chatcmpl")
