@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from quire.config import BUILTIN_MODEL, EngineConfig, MachineFacts
 from quire.hub import resolve_model
 from quire.layers.decoder import DecoderConfig
 from quire.runner.memory_plan import GIB, plan_memory
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import shapes  # noqa: E402
 
 TINY = resolve_model(BUILTIN_MODEL)
 TINY_PARAMETERS = 8_397_056
@@ -101,3 +106,19 @@ def test_of_a_model_on_a_hub_only_the_config_is_fetched(capsys, monkeypatch, che
     text = printed(capsys, "org/model", "--gpu-memory", "8")
     assert asked[0][0] == "org/model" and asked[0][1]["load_format"] == "dummy"
     assert figure(text, "weights") == pytest.approx((2 * TINY_PARAMETERS) / GIB, abs=0.01)
+
+
+MEASURED = json.loads((BENCHMARKS / "results" / "h200-memory-plan.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=[f"{r['shape']} {r['options']}" for r in MEASURED])
+def test_plans_are_within_three_percent_of_peaks_that_were_measured(capsys, tmp_path, row):
+    """Ten combinations of models and flags on an H200, each under every kind of load."""
+    folder = shapes.write_config(row["shape"], tmp_path)
+    flags = [
+        f"--{name.replace('_', '-')}={value}" for name, value in {"max_model_len": 16_384, **row["options"]}.items()
+    ]
+    text = printed(capsys, folder, "--gpu-memory", "h200", "--load-format", "dummy", *flags)
+    context = plan_command.CONTEXT_BYTES / GIB
+    assert figure(text, "peak") + context == pytest.approx(row["peak_gib"] + row["in_use_before_gib"], rel=0.03)
+    assert row["planned_gib"] == pytest.approx(row["peak_gib"], rel=0.03), "what the engine itself had planned there"
