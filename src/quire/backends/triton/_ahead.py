@@ -11,62 +11,44 @@ from contextlib import contextmanager
 from typing import Any
 
 Job = Callable[[], None]
-
-
-class _Shelf:
-    """Compiled kernels, not to be found by launches before `open`: what is found is launched, by the collecting thread too."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[dict[Any, Any], Any, Any]] | None = []
-
-    def put(self, cache: dict[Any, Any], key: Any, kernel: Any) -> None:
-        with self._lock:
-            if self._waiting is None:
-                cache.setdefault(key, kernel)
-            else:
-                self._waiting.append((cache, key, kernel))
-
-    def open(self) -> None:
-        with self._lock:
-            for cache, key, kernel in self._waiting or ():
-                cache.setdefault(key, kernel)
-            self._waiting = None
+_one_at_a_time = threading.Lock()
 
 
 @contextmanager
 def collect(take: Callable[[Job], None]) -> Iterator[None]:
-    """Kernels that this thread calls for are given to `take`, each once, as something that compiles and loads it; none is launched.
-
-    Other threads launch as ever, and find what has been compiled once this is over.
-    """
+    """Kernels that this thread calls for are given to `take`, each once, as something that compiles and loads it; none is launched,
+    not even one that was compiled long ago. Other threads launch as ever, and find what has been compiled."""
     from triton import knobs  # type: ignore[import-untyped]  # it has no stubs
+    from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
 
-    collecting, seen, shelf = threading.get_ident(), set(), _Shelf()
+    collecting, seen = threading.get_ident(), set()
 
     def hook(*, key: Any, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         if threading.get_ident() != collecting:
             return False
         if (fn.module, fn.name, key) not in seen:
             seen.add((fn.module, fn.name, key))
-            take(lambda: _compile(fn.jit_function, key, compile, shelf))
+            take(lambda: _compile(fn.jit_function, key, compile))
         return True
 
-    before = knobs.runtime.jit_cache_hook
-    knobs.runtime.jit_cache_hook = hook
-    try:
-        yield
-    finally:
-        knobs.runtime.jit_cache_hook = before
-        shelf.open()
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
+        return launch(self, *args, grid=grid, warmup=warmup or threading.get_ident() == collecting, **named)
+
+    with _one_at_a_time:
+        launch, before = JITFunction.run, knobs.runtime.jit_cache_hook
+        JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
+        try:
+            yield
+        finally:
+            JITFunction.run, knobs.runtime.jit_cache_hook = launch, before
 
 
-def _compile(function: Any, key: Any, asked: dict[str, Any], shelf: _Shelf) -> None:
-    """What the first launch would do, save the launch. A kernel is shelved when it is loaded and can be launched at once."""
+def _compile(function: Any, key: Any, asked: dict[str, Any]) -> None:
+    """What the first launch would do, save the launch. Launches find the kernel when it is loaded, and no earlier."""
     cache, _, target, backend, _ = function.device_caches[asked["device"]]
     options = json.loads(asked["specialization_data"])["options"]
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     source = function.ASTSource(function, asked["signature"], asked["constants"], asked["configs"][0])
     kernel = function.compile(source, target=target, options=backend.parse_options(options).__dict__)
     kernel.run  # noqa: B018  # loads the machine code, and builds the C function that launches it
-    shelf.put(cache, key, kernel)
+    cache.setdefault(key, kernel)
