@@ -21,11 +21,16 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def http(tmp_path_factory):
+def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("structured") / "log"
-    with Server(log, None, dtype="float32", max_model_len=512) as server:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            yield client
+    with Server(log, None, dtype="float32", max_model_len=512) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
 
 
 def chat(http, **fields):
@@ -75,6 +80,15 @@ def test_a_stream_is_the_same_text(http):
             choice = json.loads(line[6:])["choices"][0]
             parts[choice["index"]] += choice["delta"].get("content") or ""
     assert parts == whole
+
+
+def test_a_compiler_that_dies_is_replaced(http, server):
+    fields = {"guided_regex": "[ab]{3}", "max_tokens": 9}
+    assert contents(chat(http, **fields))
+    workers = [p for p in server.family() if "quire.text.grammar_worker" in p.cmdline()]
+    assert len(workers) == 1
+    workers[0].kill()
+    assert contents(chat(http, **fields)) and contents(chat(http, guided_regex="[cd]{3}", max_tokens=9))
 
 
 @pytest.mark.parametrize(

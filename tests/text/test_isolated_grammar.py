@@ -97,6 +97,17 @@ def test_a_grammar_that_never_ends_is_refused_in_time():
     checker.close()
 
 
+def test_a_real_grammar_that_the_compiler_never_ends_with(tokenizer):
+    """Found by fuzzing: two lines of Lark. It is refused for its sender, and the next one is served."""
+    endless = 'start: r\nr: ("x" | "y")* r ("x" | "y")*'
+    checker = IsolatedChecker(FOLDER, tokenizer.vocab_size, [tokenizer.eos_token_id], timeout_s=2.0)
+    checker.checked(StructuredOutputsParams(regex="a"))
+    with pytest.raises(InvalidRequest, match="took too long"):
+        checker.checked(StructuredOutputsParams(grammar=endless))
+    assert checker.checked(StructuredOutputsParams(regex="b"))
+    checker.close()
+
+
 def test_a_worker_that_does_not_start():
     for command in ((sys.executable, "-c", "1"), ("/nobody",)):
         with pytest.raises(EngineUnavailable):
