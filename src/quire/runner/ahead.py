@@ -27,6 +27,7 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Choice, Ops
 from quire.platform import Platform
 from quire.runner.decode_loop import DecodeLoop
+from quire.runner.device_sampler import DRAWING, DeviceSampler
 from quire.runner.graphs import graph_sizes
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
@@ -144,18 +145,20 @@ class DrySteps:
             return self.ops.greedy(logits(_prompt_step(*size, kv_caches)))
 
         table = SequenceTable(c.max_num_seqs, c.max_model_len, c.block_size)
-        loop = DecodeLoop(self.platform, logits, self.ops, table, SamplingTable(c.max_num_seqs), kv_caches, None, 1)
+        sampling = SamplingTable(c.max_num_seqs)
+        sampler = DeviceSampler(self.ops, table, sampling, self.sizes.vocab_size, device)
+        loop = DecodeLoop(self.platform, logits, self.ops, table, sampling, kv_caches, sampler, None, 1)
 
         def decode(size: int) -> None:
             loop._state.zero_()  # the last step's tokens mean nothing
             loop._work(size)
 
         sizes = [s for s in PROMPT_STEPS if s[0] <= c.max_num_batched_tokens and s[1] <= c.max_num_seqs]
+        yield True, partial(decode, 1)  # ahead of the prompt, whose matrix products have a library to load first
         yield from ((True, partial(prompts, size)) for size in sizes[:1])
-        yield True, partial(decode, 1)
         yield from ((False, partial(prompts, size)) for size in sizes[1:])
         yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
-        loop._draws = True
+        loop.manner = DRAWING
         yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
 
 
