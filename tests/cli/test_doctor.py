@@ -232,9 +232,9 @@ def overrides_that_are_no_json(world):
 
 
 @fault
-def mirror_without_https(world):
-    world.patch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    return ["builtin:tiny"]
+def mirror_without_http(world):
+    world.patch.setenv("HF_ENDPOINT", world.hub().url.removeprefix("http://"))
+    return [REPO]
 
 
 @fault

@@ -14,6 +14,7 @@ from quire.cli.doctor.checks import PROXIES, Fault, Patient, cache_folder
 from quire.cli.doctor.edits import Edit, flags_in, spelled, with_flag, with_model, without
 from quire.config import EngineArgs
 from quire.errors import SetupError
+from quire.server.listen import is_loopback
 from quire.server.options import ServerArgs
 
 Remedy = Callable[[str, Patient], Iterator[Edit]]
@@ -119,7 +120,8 @@ def _hub(text: str, patient: Patient) -> Iterator[Edit]:
     """The hub is not asked, or cannot be, or asks for a token."""
     url = re.match(r"(\w+)='([^']*)' in the environment: an address", text)
     if url and url[2] and "://" not in url[2]:
-        yield Edit(environ={url[1]: f"https://{url[2]}"})
+        here = is_loopback(url[2].partition(":")[0])
+        yield Edit(environ={url[1]: f"http://{url[2]}" if here else f"https://{url[2]}"})
     if flag := re.match(r"(\w+)=.* in the environment: ", text):
         yield Edit(environ={flag[1]: None})
     if "HF_HUB_OFFLINE" in text or "TRANSFORMERS_OFFLINE" in text:
