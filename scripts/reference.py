@@ -25,6 +25,9 @@ from quire import env
 from quire.cli import args as cli_args
 from quire.cli import main as cli
 from quire.core.params import field_names
+from quire.server.anthropic import schemas as messages
+from quire.server.openai import fields
+from quire.server.responses import schemas as responses
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "guide"
@@ -40,6 +43,8 @@ EN = {
     "engine": "Options of the engine", "engine note": "Of the commands that load a model, and of `LLM(...)` with underscores.",
     "see engine": "Takes the [options of the engine](#options-of-the-engine) too.",
     "foreign": "Flags of other engines", "refused": "Refused, with what to do instead:", "settled": "Accepted, because quire does that anyway:",
+    "no use": "Fields that do nothing", "no use note": "A field that nobody knows is left out, named in the header `X-Quire-Ignored`, and logged once.",
+    "refused fields": "Known, and refused with 400 when they ask for something (some on a route alone):", "no effect": "Known, accepted, without effect:",
 }  # fmt: skip
 ZH = {
     "cli": "命令行参考", "http-api": "HTTP 接口参考", "python-api": "Python 接口参考",
@@ -52,6 +57,8 @@ ZH = {
     "engine": "引擎选项", "engine note": "适用于加载模型的命令；在 `LLM(...)` 中把连字符换成下划线即可。",
     "see engine": "另外接受全部[引擎选项](#引擎选项)。",
     "foreign": "其他引擎的参数", "refused": "拒绝，并说明替代办法：", "settled": "接受，因为 quire 本来就这样做：",
+    "no use": "不起作用的字段", "no use note": "谁都不认识的字段会被略过，写进响应头 `X-Quire-Ignored`，并记录一次日志。",
+    "refused fields": "认识，但在有所要求时以 400 拒绝（有些只在某个路由上）：", "no effect": "认识并接受，但没有作用：",
 }  # fmt: skip
 Words = dict[str, str]
 
@@ -240,6 +247,16 @@ def http_page(words: Words) -> str:
         ]
         if rows:
             parts.append(table(head, rows))
+    parts.append(f"## {words['no use']}\n{words['no use note']}")
+    refused = {**fields.REFUSED, **messages.REFUSED, **responses.REFUSED}
+    parts += [
+        words["refused fields"],
+        table(head[::2], [[f"`{name}`", cell(row.why)] for name, row in refused.items()]),
+    ]
+    parts += [
+        words["no effect"],
+        table(head[::2], [[f"`{name}`", cell(why)] for name, why in fields.NO_EFFECT.items()]),
+    ]
     return "\n\n".join(parts)
 
 
