@@ -44,7 +44,7 @@ EN = {
     "see engine": "Takes the [options of the engine](#options-of-the-engine) too.",
     "foreign": "Flags of other engines", "refused": "Refused, with what to do instead:", "settled": "Accepted, because quire does that anyway:",
     "no use": "Fields that do nothing", "no use note": "A field that nobody knows is left out, named in the header `X-Quire-Ignored`, and logged once.",
-    "refused fields": "Known, and refused with 400 when they ask for something (some on a route alone):", "no effect": "Known, accepted, without effect:",
+    "refused fields": "Known, and refused with 400 when they ask for something:", "no effect": "Known, accepted, without effect:",
 }  # fmt: skip
 ZH = {
     "cli": "命令行参考", "http-api": "HTTP 接口参考", "python-api": "Python 接口参考",
@@ -58,7 +58,7 @@ ZH = {
     "see engine": "另外接受全部[引擎选项](#引擎选项)。",
     "foreign": "其他引擎的参数", "refused": "拒绝，并说明替代办法：", "settled": "接受，因为 quire 本来就这样做：",
     "no use": "不起作用的字段", "no use note": "谁都不认识的字段会被略过，写进响应头 `X-Quire-Ignored`，并记录一次日志。",
-    "refused fields": "认识，但在有所要求时以 400 拒绝（有些只在某个路由上）：", "no effect": "认识并接受，但没有作用：",
+    "refused fields": "认识，但在有所要求时以 400 拒绝：", "no effect": "认识并接受，但没有作用：",
 }  # fmt: skip
 Words = dict[str, str]
 
@@ -248,11 +248,11 @@ def http_page(words: Words) -> str:
         if rows:
             parts.append(table(head, rows))
     parts.append(f"## {words['no use']}\n{words['no use note']}")
-    refused = {**fields.REFUSED, **messages.REFUSED, **responses.REFUSED}
-    parts += [
-        words["refused fields"],
-        table(head[::2], [[f"`{name}`", cell(row.why)] for name, row in refused.items()]),
-    ]
+    parts.append(words["refused fields"])
+    here = {"`/v1/responses`": responses.REFUSED, "`/v1/messages`": messages.REFUSED}
+    own = {way: {n: row for n, row in rows.items() if n not in fields.REFUSED} for way, rows in here.items()}
+    for way, refused in {"`/v1/chat/completions`, `/v1/completions`": fields.REFUSED, **own}.items():
+        parts.append(table([way, words["meaning"]], [[f"`{name}`", cell(row.why)] for name, row in refused.items()]))
     parts += [
         words["no effect"],
         table(head[::2], [[f"`{name}`", cell(why)] for name, why in fields.NO_EFFECT.items()]),
