@@ -1,6 +1,8 @@
 """What a caller gets back: the shapes and names that users of vLLM know. Plain dataclasses, no torch."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,44 @@ class Logprob:
 
 
 PromptLogprobs = list[dict[int, Logprob] | None]  # one entry a prompt token; the first has nothing before it: None
-SampleLogprobs = list[dict[int, Logprob]]  # one entry a generated token: the chosen token first, then the likeliest
+SampleLogprobs = Sequence[dict[int, Logprob]]  # one entry a generated token: the chosen token first, then the likeliest
+
+
+class LazyLogprobs(Sequence[dict[int, Logprob]]):
+    """SampleLogprobs whose dicts are made when they are looked at: most never are, and thousands take longer than the model.
+
+    A copy made by pickle or copy.deepcopy is a plain list.
+    """
+
+    def __init__(self, entries: list[Any], make: Callable[[Any], dict[int, Logprob]]) -> None:
+        self._entries = entries
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[int, Logprob]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[int, Logprob]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[int, Logprob] | list[dict[int, Logprob]]:
+        if isinstance(index, slice):
+            return list(map(self._make, self._entries[index]))
+        return self._make(self._entries[index])
+
+    def __iter__(self) -> Iterator[dict[int, Logprob]]:
+        return map(self._make, self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 @dataclass(frozen=True)

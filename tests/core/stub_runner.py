@@ -129,7 +129,7 @@ class StubRunner:
     def _check_unattended(self, batch: Batch) -> None:
         if batch.unattended:
             rows = [self.rows[s.seq_id] for s in batch.scheduled]
-            alone = all(r.new.params.top_p == 1 and r.new.params.logprobs is None for r in rows)
+            alone = all(not r.new.params.min_tokens and (r.new.params.logprobs or 0) >= 0 for r in rows)
             alone &= all(
                 r.new.params.prompt_logprobs is None or r.num_computed >= r.new.num_prompt_tokens for r in rows
             )
@@ -162,7 +162,8 @@ class StubRunner:
             self.kv[self._slot(row, row.num_computed)] = (fingerprint, row.salt)
             row.token_ids.append(next_token(fingerprint, row.new.index))
             row.num_computed += 1
-        return SequenceResult(scheduled.seq_id, row.token_ids[start:])
+        token_ids = row.token_ids[start:]
+        return SequenceResult(scheduled.seq_id, token_ids, self._logprobs(row, token_ids))
 
     # Rows append to the lists that they were given, as a runner may: the scheduler must not need them any more.
 

@@ -59,13 +59,7 @@ def test_a_runner_that_cannot_gets_single_steps() -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [
-        {"temperature": 1.0, "top_p": 0.9},
-        {"temperature": 1.0, "top_k": 5},
-        {"logprobs": 1},
-        {"min_tokens": 2},
-        {"repetition_penalty": 1.1},
-    ],
+    [{"min_tokens": 2}, {"logit_bias": {1: 2.0}}, {"allowed_token_ids": [1]}, {"logprobs": -1}, {"logprobs": 33}],
 )
 def test_a_sequence_that_needs_the_host_keeps_all_to_single_steps(params) -> None:
     h = harness()
@@ -74,6 +68,19 @@ def test_a_sequence_that_needs_the_host_keeps_all_to_single_steps(params) -> Non
     h.step()
     h.schedule()
     assert (rows(h.batch), h.batch.decode_steps) == ([(0, 1), (1, 1)], 0)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"temperature": 1.0, "top_p": 0.9, "top_k": 5, "min_p": 0.1}, {"logprobs": 5}, {"repetition_penalty": 1.1}],
+)
+def test_filters_penalties_and_a_few_logprobs_need_no_host(params) -> None:
+    h = harness()
+    h.add(request("a", [1] * 3, **{"temperature": 0.0, "max_tokens": 9, **params}))
+    h.step()
+    h.schedule()
+    assert (rows(h.batch), h.batch.decode_steps) == ([(0, 4)], 4)
+    h.drain()
 
 
 def test_prompts_and_their_last_chunks_are_computed_in_single_steps() -> None:
@@ -162,7 +169,7 @@ def test_prompts_are_computed_chunk_after_chunk_without_waiting() -> None:
     assert found == [([(0, 16)], 0), ([(0, 16)], 0), ([(0, 8)], 0), ([(0, 4)], 4), ([(0, 4)], 4)]
 
 
-@pytest.mark.parametrize("params", [{"temperature": 1.0, "top_p": 0.9}, {"prompt_logprobs": 1}])
+@pytest.mark.parametrize("params", [{"logprobs": -1}, {"prompt_logprobs": 1}])
 def test_who_needs_the_host_is_not_admitted_before_the_tokens_are_known(params) -> None:
     h = decoding(harness())
     h.add(request("b", [2] * 3, **{"temperature": 0.0, **params}))

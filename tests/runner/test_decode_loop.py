@@ -126,7 +126,7 @@ def test_tokens_drawn_on_the_device_are_those_that_the_host_draws(
     drawn = []
     start = ModelRunner.start
     monkeypatch.setattr(
-        ModelRunner, "start", lambda self, batch: (start(self, batch), drawn.append(self.loop._draws))[0]
+        ModelRunner, "start", lambda self, batch: (start(self, batch), drawn.append(self.loop.manner.draws))[0]
     )
     asked = [
         Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=i % 4 / 2, max_tokens=20 + i, seed=i, ignore_eos=True))
@@ -136,6 +136,80 @@ def test_tokens_drawn_on_the_device_are_those_that_the_host_draws(
     assert drawn.count(True) > 5
     monkeypatch.undo()
     assert ahead == answers(folder, CpuPlatform(), asked)
+
+
+FULL = {
+    "top_p": 0.9, "top_k": 20, "min_p": 0.01, "presence_penalty": 0.4, "frequency_penalty": 0.3, "repetition_penalty": 1.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.05}, {"presence_penalty": 0.7}, {"frequency_penalty": -0.5},
+        {"repetition_penalty": 1.3}, {"logprobs": 3}, FULL,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_penalties_filters_and_logprobs_on_the_device_are_those_of_the_host(
+    folder: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filtered = []
+    start = ModelRunner.start
+    monkeypatch.setattr(
+        ModelRunner, "start", lambda self, batch: (start(self, batch), filtered.append(self.loop.manner.filters))[0]
+    )
+    asked = [
+        Request(
+            f"r{i}",
+            [i, 5, 9, i],
+            SamplingParams(**{"temperature": i % 4 / 2, "max_tokens": 20 + i, "seed": i, "ignore_eos": True, **params}),
+        )
+        for i in range(20)
+    ]
+    ahead = answers(folder, RecordingPlatform(), asked)
+    assert filtered.count(True) > 5
+    monkeypatch.undo()
+    assert ahead == answers(folder, CpuPlatform(), asked)
+
+
+def logprobs_of(folder: Path, platform: CpuPlatform, asked: list[Request]) -> dict[Any, list[Any]]:
+    engine = engine_for(folder, platform)
+    for request in asked:
+        engine.add(request)
+    got: dict[Any, list[Any]] = {}
+    while engine.has_work():
+        for output in engine.step():
+            got.setdefault(output.request_id, []).extend(output.logprobs or [None] * len(output.token_ids))
+    engine.close()
+    return got
+
+
+def test_log_probabilities_told_by_the_device_are_those_of_the_host(folder: Path) -> None:
+    asked = [
+        Request(
+            f"r{i}",
+            [i, 5, 9],
+            SamplingParams(**{**FULL, "temperature": i % 2, "max_tokens": 15, "seed": i, "logprobs": n}),
+        )
+        for i, n in enumerate((0, 5, None, 20, 1, 32, 8, None))
+    ]
+    ahead, plain = (logprobs_of(folder, platform, asked) for platform in (RecordingPlatform(), CpuPlatform()))
+    assert {name: len(found) for name, found in ahead.items()} == {name: len(found) for name, found in plain.items()}
+    for name, entries in plain.items():
+        for a, b in zip(ahead[name], entries):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.token_ids, a.rank) == (b.token_ids, b.rank)
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_counts_are_right_when_steps_with_and_without_the_host_take_turns(folder: Path) -> None:
+    asked = requests(30, seed=9)
+    for i, request in enumerate(asked):
+        request.params.repetition_penalty = (1.0, 1.3, 0.9)[i % 3]
+        request.params.min_tokens = 2 if i % 5 == 4 else 0  # keeps all to steps with the host while it runs
+    assert answers(folder, RecordingPlatform(), asked) == answers(folder, CpuPlatform(), asked)
 
 
 def test_blocks_that_a_sequence_holds_beforehand_are_known_to_the_device(folder: Path) -> None:
@@ -180,11 +254,11 @@ def test_newcomers_and_leavers_between_steps(folder: Path) -> None:
     waiting, gone = list(asked), set()
 
     def come_and_go(engine: Engine, step: int) -> None:
-        if waiting and (step % 3 == 0 or not engine.has_work()):
-            engine.add(waiting.pop())
         if step % 11 == 10 and engine.scheduler._requests:
             gone.add(draw.choice(sorted(engine.scheduler._requests)))
             engine.abort(max(gone, key=lambda name: name in engine.scheduler._requests))
+        if waiting and (step % 3 == 0 or not engine.has_work()):
+            engine.add(waiting.pop())
 
     got = drain(engine, come_and_go)
     expected = answers(folder, CpuPlatform(), asked)

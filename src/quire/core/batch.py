@@ -75,7 +75,7 @@ class Batch:
         return sum(s.num_new_tokens for s in self.scheduled)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probabilities at one position: the token that is there first, then the most likely ones in falling order.
 

@@ -8,6 +8,8 @@ from quire.core.prefix_cache import PrefixChain
 from quire.core.request import Request
 from quire.core.stop import StopRule
 
+MAX_LOGPROBS_ALONE = 32  # top log-probabilities that a runner tells without a word from the host
+
 
 class Status(enum.Enum):
     """Where a sequence is. The order means nothing.
@@ -120,8 +122,7 @@ class Sequence:
 
 
 def _is_chosen_simply(params: SamplingParams) -> bool:
-    """Whether each token is the likeliest or drawn from all, and nothing else is asked about it."""
-    penalties = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
+    """Whether the device alone can choose each token, and tell of it what is asked."""
     edits = params.allowed_token_ids or params.logit_bias or params.min_tokens
-    filters = not params.greedy and (params.top_p < 1 or params.top_k or params.min_p)
-    return params.logprobs is None and not (penalties or edits or filters)
+    few_logprobs = params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS_ALONE
+    return few_logprobs and not edits

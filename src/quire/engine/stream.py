@@ -5,14 +5,22 @@ Stop strings live here and not in core, because only text shows them. When one i
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from quire.core.batch import TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.params import RequestOutputKind, SamplingParams
 from quire.core.request import Request
-from quire.outputs import CompletionOutput, Logprob, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
+from quire.outputs import (
+    CompletionOutput,
+    LazyLogprobs,
+    Logprob,
+    PromptLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    SampleLogprobs,
+)
 from quire.text.detokenizer import IncrementalDetokenizer, StopChecker
 from quire.text.tokenizer import Tokenizer
 
@@ -123,7 +131,7 @@ class _Sequence:
         self._error: str | None = None
         self._tokenizer = tokenizer
         self._token_ids: list[int] = []
-        self._logprobs: SampleLogprobs | None = None if params.logprobs is None else []
+        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._cumulative_logprob = 0.0
         self._text = _Text(params, tokenizer if params.detokenize else None, request.prompt_token_ids)
         self._may_hold = not params.stop_strings
@@ -163,16 +171,18 @@ class _Sequence:
         """All tokens and text so far."""
         if self._held_token_ids:  # cancelled on the way
             self.push(EngineOutput("", self.index, [], finish_reason=self.finish_reason))
-        logprobs = None if self._logprobs is None else list(self._logprobs)
+        logprobs = None if self._logprobs is None else self._shown(list(self._logprobs))
         return self._completion(self._text.whole(), list(self._token_ids), logprobs)
 
-    def _take_logprobs(self, entries: Sequence[TokenLogprobs]) -> SampleLogprobs | None:
+    def _take_logprobs(self, entries: list[TokenLogprobs]) -> SampleLogprobs | None:
         if self._logprobs is None:
             return None
         self._cumulative_logprob += sum(entry.logprobs[0] for entry in entries)
-        new = [logprob_dict(entry, self._tokenizer) for entry in entries]
-        self._logprobs += new
-        return new
+        self._logprobs += entries
+        return self._shown(entries)
+
+    def _shown(self, entries: list[TokenLogprobs]) -> SampleLogprobs:
+        return LazyLogprobs(entries, partial(logprob_dict, tokenizer=self._tokenizer))
 
     def _completion(self, text: str, token_ids: list[int], logprobs: SampleLogprobs | None) -> CompletionOutput:
         return CompletionOutput(

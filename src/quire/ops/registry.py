@@ -43,6 +43,8 @@ class Ops:
     place_tokens: Callable[..., None]
     take_tokens: Callable[..., None]
     decode_step: Callable[..., Tensor | None]
+    sample_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    count_tokens: Callable[..., None]
 
 
 @dataclass(frozen=True)

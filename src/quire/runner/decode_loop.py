@@ -4,7 +4,7 @@ What a step needs of the one before (tokens, positions) stays on the device; the
 the blocks for that, and reads the tokens of all steps in one copy. So the host may start the next steps before it knows these tokens.
 
     row of the state    tokens to compute ── positions ──▶ limits: there it rests
-    one step            place_tokens → model → greedy or draw_tokens → take_tokens, captured as one graph a batch size
+    one step            place_tokens → model → the choice of tokens → take_tokens, captured as one graph a batch size and manner
 
 Rows of the state are those of the batch, packed. Where a batch has other rows than the one before, they are loaded anew: a token that
 the host does not know yet comes from last_ids, where the steps under way leave it.
@@ -20,7 +20,9 @@ from torch import Tensor
 from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
+from quire.ops.sample_tokens import NUM_CONTROLS
 from quire.platform.base import Platform
+from quire.runner.device_sampler import FIRST_TOP, GREEDY, DeviceSampler, Manner
 from quire.runner.flight import BATCHES_UNDER_WAY, NOT_FINITE, Flight
 from quire.runner.graphs import GraphPool, GraphStore, Size, padded_size
 from quire.runner.philox import uniforms
@@ -35,6 +37,7 @@ class DecodeLoop:
     """State of R rows on the device, and the steps that move them on.
 
     compute    ForwardBatch -> logits [B, V]; never waits for the device
+    sampler    chooses the tokens
     pool       of captured steps; None = steps run eagerly
     max_steps  most steps of a batch
     last_ids   [R + 1] int64 on the device: the token that each row of the table chose last, negative = it failed; the row after
@@ -49,6 +52,7 @@ class DecodeLoop:
         table: SequenceTable,
         sampling: SamplingTable,
         kv_caches: list[Tensor],
+        sampler: DeviceSampler,
         pool: GraphPool | None,
         max_steps: int,
     ) -> None:
@@ -59,8 +63,9 @@ class DecodeLoop:
         self._compute = compute
         self._ops = ops
         self._kv_caches = kv_caches
-        self._graphs = None if pool is None else GraphStore(platform, pool)
-        self._drawing_graphs = None if pool is None else GraphStore(platform, pool)
+        self._sampler = sampler
+        self._pool = pool
+        self._graphs: dict[Manner, GraphStore] = {}
         self._num_rows, self._width = table.block_tables.shape
         device = platform.device()
         self.last_ids = torch.zeros(self._num_rows + 1, dtype=torch.int64, device=device)
@@ -72,20 +77,21 @@ class DecodeLoop:
         self._block_tables = torch.zeros(self._num_rows, self._width, dtype=torch.int32, device=device)
         self._tokens = torch.zeros(max_steps, self._num_rows, dtype=torch.int32, device=device)
         self._uniforms = torch.zeros(max_steps, self._num_rows, dtype=torch.float64, device=device)
-        self._temperatures = torch.zeros(self._num_rows, dtype=torch.float64, device=device)
+        self._controls = torch.zeros(NUM_CONTROLS, self._num_rows, dtype=torch.float64, device=device)
+        self._scores: dict[int, Tensor] = {}  # by the number of likeliest tokens told
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._hosts = [
             _Host(self._num_rows, self._width, table.block_size, max_steps, device) for _ in range(BATCHES_UNDER_WAY)
         ]
         self._turn = 0
-        self._draws = False  # some row has a temperature
+        self.manner = GREEDY
         self._rows: Rows = np.zeros(0, dtype=np.int64)
         self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # positions that the rows will have reached
 
     @property
     def captured_sizes(self) -> list[Size]:
         """(rows, rows) of the steps captured so far."""
-        return [] if self._graphs is None else self._graphs.sizes
+        return sorted({size for store in self._graphs.values() for size in store.sizes})
 
     def start(self, batch: Batch) -> Flight:
         """Asks the device for the steps of `batch`, of which the table has heard; waits for nothing."""
@@ -95,23 +101,27 @@ class DecodeLoop:
         if not batch.follows:
             self._begin(batch, host)
         firsts = self._ends
-        if self._draws:
+        self._sampler.prepare(self._rows, counts)
+        if self.manner.draws:
             self._send_uniforms(batch.decode_steps, host)
         self._go_on(batch, counts, host)
         self._step.zero_()
         size = padded_size(len(counts), self._num_rows)
         for _ in range(batch.decode_steps):
             self._do_step(size, len(counts))
-        tokens = host.tokens[: batch.decode_steps]
+        tokens, scores = host.tokens[: batch.decode_steps], None
         tokens.copy_(self._tokens[: batch.decode_steps], non_blocking=True)
+        if self.manner.num_top >= 0:
+            scores = host.scores_for(self.manner.num_top)[: batch.decode_steps]
+            scores.copy_(self._scores[self.manner.num_top][: batch.decode_steps], non_blocking=True)
         self._leave_ids()
-        return Flight(batch, self._rows, self.table.lives[self._rows], firsts, tokens, self._platform.mark())
+        lives, num_logprobs = self.table.lives[self._rows], self.sampling.num_logprobs[self._rows]
+        return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, self._platform.mark())
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
-        for graphs in (self._graphs, self._drawing_graphs):
-            if graphs is not None:
-                graphs.close()
+        for graphs in self._graphs.values():
+            graphs.close()
 
     def _begin(self, batch: Batch, host: "_Host") -> None:
         """Loads new rows; those between them and the padded size rest."""
@@ -132,11 +142,20 @@ class DecodeLoop:
         packed.numpy().reshape(size, width)[: len(rows)] = table.block_tables[rows, :width]
         packed.numpy().reshape(size, width)[len(rows) :] = 0
         self._block_tables[:size, :width].copy_(packed.to(self._state.device, non_blocking=True).view(size, width))
-        temperatures = self.sampling.temperature[rows]
-        self._draws = bool((temperatures > 0).any())
-        if self._draws:
-            host.temperatures.numpy()[: len(rows)] = temperatures
-            self._temperatures.copy_(host.temperatures, non_blocking=True)
+        self._begin_manner(host)
+
+    def _begin_manner(self, host: "_Host") -> None:
+        """How the new rows choose."""
+        self.manner = self._sampler.manner(self._rows)
+        if self.manner.draws or self.manner.filters:
+            controls = host.controls.numpy()
+            controls[:, : len(self._rows)] = self.sampling.controls(self._rows)
+            controls[:, len(self._rows) :] = 0
+            self._controls.copy_(host.controls, non_blocking=True)
+        num_top = self.manner.num_top
+        if num_top >= 0 and num_top not in self._scores:
+            shape = (*self._tokens.shape, FIRST_TOP + 2 * num_top)
+            self._scores[num_top] = torch.zeros(shape, dtype=torch.int32, device=self._state.device)
 
     def _fetch_ids(self) -> None:
         """Fills in the tokens that the host does not know."""
@@ -180,11 +199,12 @@ class DecodeLoop:
         self._uniforms[:num_steps].copy_(host.uniforms[:num_steps], non_blocking=True)
 
     def _do_step(self, size: int | None, num_rows: int) -> None:
-        graphs = self._drawing_graphs if self._draws else self._graphs
-        if graphs is None or size is None:
+        if self._pool is None or size is None:
             self._work(size or num_rows)
-        else:
-            graphs.run((size, size), lambda: self._work(size))
+            return
+        if self.manner not in self._graphs:
+            self._graphs[self.manner] = GraphStore(self._platform, self._pool)
+        self._graphs[self.manner].run((size, size), lambda: self._work(size))
 
     def _work(self, size: int) -> None:
         """One step of the first `size` rows."""
@@ -194,10 +214,14 @@ class DecodeLoop:
             fwd.positions, limits, failed, fwd.block_tables, self.table.block_size, fwd.slot_mapping, fwd.seq_lens
         )
         logits = self._compute(fwd)
-        if self._draws:
-            ids = self._ops.draw_tokens(logits, self._temperatures[:size], self._uniforms[:, :size], self._step)
-        else:
-            ids = self._ops.greedy(logits)
+        rows = self._state[ROWS, :size]
+        ids, scores = self._sampler.choose(
+            logits, self.manner, self._controls[:, :size], self._uniforms[:, :size], self._step, rows
+        )
+        if scores is not None:
+            self._scores[self.manner.num_top][:, :size].index_copy_(0, self._step, scores.unsqueeze(0))
+        if self.manner.penalises:
+            self._sampler.count(ids, fwd.seq_lens, rows)
         self._ops.take_tokens(
             ids, fwd.seq_lens, fwd.input_ids, fwd.positions, failed, self._tokens[:, :size], self._step
         )
@@ -232,4 +256,12 @@ class _Host:
         self.blocks = make(2 * num_rows * (max_steps // block_size + 1), dtype=torch.int64)
         self.tokens = make(max_steps, num_rows, dtype=torch.int32)
         self.uniforms = make(max_steps, num_rows, dtype=torch.float64)
-        self.temperatures = make(num_rows, dtype=torch.float64)
+        self.controls = make(NUM_CONTROLS, num_rows, dtype=torch.float64)
+        self._make = make
+        self._scores: dict[int, Tensor] = {}
+
+    def scores_for(self, num_top: int) -> Tensor:
+        """Room for the scores of a batch."""
+        if num_top not in self._scores:
+            self._scores[num_top] = self._make(*self.tokens.shape, FIRST_TOP + 2 * num_top, dtype=torch.int32)
+        return self._scores[num_top]

@@ -24,14 +24,18 @@ class Flight:
     rows    [B] of the table, in batch order
     lives   [B] what table.lives was for them
     firsts  [B] the first position that each computes
+    num_logprobs  [B] as in the SamplingTable
     tokens  [K, R] int32 on the host, the first B columns in use; complete once `done` is reached
+    scores  [K, R, 2 + 2 · num_top] int32 likewise (quire.runner.device_sampler); None = nobody asked for log-probabilities
     """
 
     batch: Batch
     rows: Rows
     lives: NDArray[np.int64]
     firsts: NDArray[np.int64]
+    num_logprobs: NDArray[np.int64]
     tokens: Tensor
+    scores: Tensor | None
     done: Mark
 
     def wait(self) -> NDArray[np.int32]:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import TokenLogprobs
+from quire.runner.sampling_table import NO_LOGPROBS
 
 LOW_WORD = 2**32 - 1
 
@@ -45,6 +47,30 @@ def _most_likely(values: Tensor, count: int) -> Tensor:
     size = values.shape[1]
     keys = ordered.long().mul_(2**32).sub_(torch.arange(size, device=values.device))
     return keys.topk(min(count, size)).values.neg_() & LOW_WORD
+
+
+def entries_of(
+    tokens: NDArray[np.int32], scores: Tensor | None, counts: NDArray[np.int64]
+) -> list[list[TokenLogprobs] | None]:
+    """For each of B rows the entries of its K steps, None where it asked for none.
+
+    tokens  [K, B]; scores [K, R, 2 + 2 · num_top] int32 on the host as quire.runner.device_sampler.choose gives them
+    counts  [B] as in the SamplingTable
+    """
+    found: list[list[TokenLogprobs] | None] = [None] * len(counts)
+    if scores is None:
+        return found
+    numbers = scores.numpy()[:, : len(counts)]
+    first, num_top = 2, (numbers.shape[2] - 2) // 2
+    for count in np.unique(counts[counts != NO_LOGPROBS]).tolist():
+        places = np.flatnonzero(counts == count)
+        some = numbers[:, places].transpose(1, 0, 2)
+        ids = np.concatenate((tokens[:, places].T[:, :, None], some[:, :, first : first + count]), axis=2)
+        bits = np.concatenate((some[:, :, 1:2], some[:, :, first + num_top : first + num_top + count]), axis=2)
+        lists = zip(ids.tolist(), bits.view(np.float32).tolist(), some[:, :, 0].tolist(), strict=True)
+        for place, parts in zip(places.tolist(), lists, strict=True):
+            found[place] = list(map(TokenLogprobs, *parts))
+    return found
 
 
 def to_entries(token_ids: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> list[TokenLogprobs]:

@@ -118,7 +118,11 @@ def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
     hidden_bytes = num_tokens * sizes.hidden_size * (item + 1)  # and one byte for "is it finite"
     sampling = config.max_num_seqs * sizes.vocab_size * LOGIT_BYTES + SAMPLER_WORKSPACE_BYTES
     head = max(_logits_bytes(config, sizes, config.max_num_seqs), sampling)
-    return _input_bytes(config) + max(num_tokens * _layer_width(sizes) * item, hidden_bytes + head)
+    return (
+        _input_bytes(config)
+        + _count_bytes(config, sizes)
+        + max(num_tokens * _layer_width(sizes) * item, hidden_bytes + head)
+    )
 
 
 def graph_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
@@ -150,6 +154,11 @@ def _input_bytes(config: EngineConfig) -> int:
     blocks = _ceil_div(config.max_model_len, config.block_size)
     num_tables = 1 if config.device == "cpu" else 2
     return 8 * longs + 4 * (config.max_num_seqs * (num_tables * blocks + 2) + 1)
+
+
+def _count_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
+    """What quire.runner.device_sampler keeps of each sequence's tokens: two bytes and a bit for each of the vocabulary."""
+    return 0 if config.device == "cpu" else (config.max_num_seqs + 1) * sizes.vocab_size * 17 // 8
 
 
 def _available_bytes(config: EngineConfig, facts: MachineFacts) -> int:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import Batch
-from quire.ops.registry import Ops
 from quire.platform.base import Platform
+from quire.runner.device_sampler import DeviceSampler
 from quire.runner.flight import BATCHES_UNDER_WAY, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.philox import uniforms
 from quire.runner.prepare import StepInputs, prepare
@@ -30,7 +31,7 @@ class MixedSteps:
         self,
         platform: Platform,
         forward: Forward,
-        ops: Ops,
+        sampler: DeviceSampler,
         table: SequenceTable,
         sampling: SamplingTable,
         last_ids: Tensor,
@@ -39,15 +40,13 @@ class MixedSteps:
         self.sampling = sampling
         self._platform = platform
         self._forward = forward
-        self._ops = ops
+        self._sampler = sampler
         self._last_ids = last_ids
         device = platform.device()
         self._to_device = ToDevice(device, 2 * BATCHES_UNDER_WAY)  # used twice a step
-        pinned = device.type != "cpu"
-        num_rows = len(table.lives)
-        self._tokens = [
-            torch.zeros(1, num_rows, dtype=torch.int32, pin_memory=pinned) for _ in range(BATCHES_UNDER_WAY)
-        ]
+        self._num_rows, self._pinned = len(table.lives), device.type != "cpu"
+        self._tokens = [self._host(1, self._num_rows) for _ in range(BATCHES_UNDER_WAY)]
+        self._scores: list[dict[int, Tensor]] = [{} for _ in range(BATCHES_UNDER_WAY)]
         self._turn = 0
         self._first_step = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -56,12 +55,16 @@ class MixedSteps:
         step = prepare(self.table, batch)
         firsts = self.table.num_computed[step.rows]
         self.table.num_computed[step.rows] += step.num_new
+        places = np.flatnonzero(step.samples)
+        self._sampler.prepare(step.rows[places], np.ones(len(places), dtype=np.int64))
         hidden, logits = self._forward(step, lambda ids: self._fill_in(ids, step))
-        tokens = self._choose(step, hidden, logits)
+        tokens, scores = self._choose(step, places, hidden, logits)
         self._turn = (self._turn + 1) % BATCHES_UNDER_WAY
         host = self._tokens[self._turn]
         host[0, : len(tokens)].copy_(tokens, non_blocking=True)
-        return Flight(batch, step.rows, self.table.lives[step.rows], firsts, host, self._platform.mark())
+        lives, num_logprobs = self.table.lives[step.rows], self.sampling.num_logprobs[step.rows]
+        host_scores = None if scores is None else self._take_scores(scores)
+        return Flight(batch, step.rows, lives, firsts, num_logprobs, host, host_scores, self._platform.mark())
 
     def _fill_in(self, input_ids: Tensor, step: StepInputs) -> None:
         """Puts the tokens that steps under way choose where this step computes them."""
@@ -69,26 +72,38 @@ class MixedSteps:
             places, rows = self._to_device.send(step.query_start_loc[:-1][step.unknown], step.rows[step.unknown])
             input_ids.index_copy_(0, places, self._last_ids[rows].clamp_(min=0))
 
-    def _choose(self, step: StepInputs, hidden: Tensor, logits: Tensor) -> Tensor:
-        """[B] int32: a token, or why there is none; noted in last_ids too."""
-        places = np.flatnonzero(step.samples)
-        rows = step.rows[places]
+    def _choose(
+        self, step: StepInputs, places: NDArray[np.int64], hidden: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B] int32: a token, or why there is none; noted in last_ids too. And [B, W] scores, where any are asked for."""
+        rows, count = step.rows[places], len(step.rows)
         numbers = uniforms(self.sampling.seed[rows], self.sampling.index[rows], step.seq_lens[places])
-        loc, index, table_rows, temperatures, drawn = self._to_device.send(
-            step.query_start_loc, places, rows, self.sampling.temperature[rows], numbers[None]
+        loc, index, table_rows, controls, drawn = self._to_device.send(
+            step.query_start_loc, places, rows, self.sampling.controls(rows), numbers[None]
         )
-        tokens = torch.full((len(step.rows),), NO_TOKEN, dtype=torch.int64, device=hidden.device)
+        tokens, all_scores = torch.full((count,), NO_TOKEN, dtype=torch.int64, device=hidden.device), None
         if len(places):
-            draws = bool((self.sampling.temperature[rows] > 0).any())
-            ids = (
-                self._ops.draw_tokens(logits, temperatures, drawn, self._first_step)
-                if draws
-                else self._ops.greedy(logits)
-            )
+            manner = self._sampler.manner(rows)
+            ids, scores = self._sampler.choose(logits, manner, controls, drawn, self._first_step, table_rows)
             tokens.index_copy_(0, index, ids)
+            if manner.penalises:
+                self._sampler.count(ids, torch.ones_like(ids, dtype=torch.int32), table_rows)
+            if scores is not None:
+                all_scores = scores.new_zeros(count, scores.shape[1]).index_copy_(0, index, scores)
         tokens = tokens.masked_fill(_not_finite(hidden, loc), NOT_FINITE)
         self._last_ids.index_copy_(0, table_rows, tokens[index])
-        return tokens.int()
+        return tokens.int(), all_scores
+
+    def _take_scores(self, scores: Tensor) -> Tensor:
+        """[1, R, W] on the host."""
+        made, width = self._scores[self._turn], scores.shape[1]
+        if width not in made:
+            made[width] = self._host(1, self._num_rows, width)
+        made[width][0, : len(scores)].copy_(scores, non_blocking=True)
+        return made[width]
+
+    def _host(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.int32, pin_memory=self._pinned)
 
 
 def _not_finite(hidden: Tensor, query_start_loc: Tensor) -> Tensor:

@@ -26,10 +26,12 @@ from quire.platform import Platform
 from quire.quant.none import refuse_quantized
 from quire.runner.ahead import KernelsAhead
 from quire.runner.decode_loop import DecodeLoop
+from quire.runner.device_sampler import DeviceSampler
 from quire.runner.flight import ALL_FORBIDDEN, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.grammars import Grammars
 from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
+from quire.runner.logprobs import entries_of
 from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
 from quire.runner.mixed_steps import MixedSteps
 from quire.runner.prepare import InputBuffers, StepInputs, prepare
@@ -106,6 +108,7 @@ class ModelRunner:
             )
         self.mixed: MixedSteps | None = None
         if platform.supports_graphs():  # without graphs too, so that enforce_eager gives the same tokens
+            sampler = DeviceSampler(ops, self.table, self.sampling, sizes.vocab_size, device)
             self.loop = DecodeLoop(
                 platform,
                 self._raw_logits,
@@ -113,10 +116,11 @@ class ModelRunner:
                 self.table,
                 self.sampling,
                 self.kv_cache.layers,
+                sampler,
                 pool,
                 decode_steps(plan.weights_bytes),
             )
-            self.mixed = MixedSteps(platform, self._forward, ops, self.table, self.sampling, self.loop.last_ids)
+            self.mixed = MixedSteps(platform, self._forward, sampler, self.table, self.sampling, self.loop.last_ids)
 
     @classmethod
     def load(cls, config: EngineConfig, platform: Platform) -> "ModelRunner":
@@ -173,16 +177,7 @@ class ModelRunner:
                 self._wipe(int(flight.rows[place]), int(flight.firsts[place]))
         stays = self.table.lives[flight.rows] == flight.lives
         self.table.extend(flight.rows[stays], tokens[:, stays])
-        columns = zip(flight.batch.scheduled, tokens.T.tolist(), failed.tolist(), strict=True)
-        many = flight.batch.decode_steps
-        return StepResult(
-            [
-                SequenceResult(s.seq_id, [], error=NOT_FINITE_ERROR)
-                if bad
-                else SequenceResult(s.seq_id, column[: s.num_new_tokens] if many or column[0] >= 0 else [])
-                for s, column, bad in columns
-            ]
-        )
+        return StepResult(results_of(flight, tokens, failed))
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepResult:
@@ -330,6 +325,25 @@ class ModelRunner:
         logger.info("%s KV cache size: %s tokens", name, f"{self.plan.kv_tokens:,}")
         concurrency = self.plan.max_concurrency(length)
         logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{length:,}", concurrency)
+
+
+def results_of(flight: Flight, tokens: NDArray[np.int32], failed: NDArray[np.bool_]) -> list[SequenceResult]:
+    """Results of the steps of `flight`, which gave tokens [K, B]; failed [B]."""
+    rows = zip(
+        flight.batch.scheduled,
+        tokens.T.tolist(),
+        failed.tolist(),
+        entries_of(tokens, flight.scores, flight.num_logprobs),
+        strict=True,
+    )
+    many, results = flight.batch.decode_steps, []
+    for s, column, bad, entries in rows:
+        if bad:
+            results.append(SequenceResult(s.seq_id, [], error=NOT_FINITE_ERROR))
+            continue
+        count = s.num_new_tokens if many else int(column[0] >= 0)
+        results.append(SequenceResult(s.seq_id, column[:count], None if entries is None else entries[:count]))
+    return results
 
 
 def decode_steps(weights_bytes: int) -> int:

@@ -44,6 +44,15 @@ class SamplingTable:
         wanted = p.prompt_logprobs if sequence.index == 0 else None
         self.num_prompt_logprobs[row] = NO_LOGPROBS if wanted is None else wanted
 
+    def controls(self, rows: Rows) -> NDArray[np.float64]:
+        """[7, n] as ops.sample_tokens has them."""
+        return np.stack(
+            [
+                self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows],
+                self.repetition[rows], self.frequency[rows], self.presence[rows],
+            ]
+        )  # fmt: skip
+
     def penalised(self, rows: Rows) -> NDArray[np.bool_]:
         """[n] bool: rows with any of the three penalties."""
         found: NDArray[np.bool_] = self.repetition[rows] != 1.0

@@ -25,6 +25,7 @@ from quire.backends.triton import (  # noqa: E402
     _kernels_linear,
     _kernels_norm,
     _kernels_pointwise,
+    _kernels_sample,
     linear,
     paged_attention,
 )
@@ -37,6 +38,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.float32: "*fp32",
+    torch.int16: "*i16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -44,7 +46,7 @@ POINTERS = {
 
 def record_launches() -> None:
     """Makes every kernel print what its compilation gives in place of running."""
-    for module in (_kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise):
+    for module in (_kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample):
         for name, kernel in vars(module).items():
             if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Recorder(kernel))
@@ -122,6 +124,10 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     yield "greedy", {"logits": make(4, 152_064)}
     for name in ("draw_tokens", "place_tokens", "take_tokens"):
         yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
+    yield "count_tokens", next(specs()["count_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
+    for inputs in list(specs()["sample_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))[:2]:
+        yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064)}
+        yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064), "seen": None, "counts": None}
     yield "linear_silu_mul", {"x": make(1, 3584), "weight": make(2 * 18944, 3584)}
     for rows in (1, 8):
         yield "linear", {"x": make(rows, 3584), "weight": make(4608, 3584), "bias": make(4608)}
