@@ -100,10 +100,11 @@ def test_a_grammar_that_never_ends_is_refused_in_time():
 def test_a_real_grammar_that_the_compiler_never_ends_with(tokenizer):
     """Found by fuzzing: two lines of Lark. It is refused for its sender, and the next one is served."""
     endless = 'start: r\nr: ("x" | "y")* r ("x" | "y")*'
-    checker = IsolatedChecker(FOLDER, tokenizer.vocab_size, [tokenizer.eos_token_id], timeout_s=2.0)
+    checker = IsolatedChecker(FOLDER, tokenizer.vocab_size, [tokenizer.eos_token_id], max_compile_s=0.5)
     checker.checked(StructuredOutputsParams(regex="a"))
     with pytest.raises(InvalidRequest, match="took too long"):
         checker.checked(StructuredOutputsParams(grammar=endless))
+    assert checker._worker is None  # the kernel ended it, after the computing that a grammar may take
     assert checker.checked(StructuredOutputsParams(regex="b"))
     checker.close()
 
@@ -126,10 +127,9 @@ def test_many_threads_share_one_worker():
     checker.close()
 
 
-def test_what_takes_too_long_to_compile_is_refused_by_the_worker(tokenizer, monkeypatch):
+def test_what_takes_too_long_to_compile_is_refused_by_the_worker(tokenizer):
     compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size, [tokenizer.eos_token_id])
-    monkeypatch.setattr(grammar_worker, "MAX_COMPILE_S", -1.0)
-    answer = grammar_worker.answer(compiler, {"regex": "a"})
+    answer = grammar_worker.answer(compiler, {"regex": "a"}, max_compile_s=-1.0)
     assert "the limit is" in answer["error"] and answer["param"] == "structured_outputs"
 
 

@@ -18,7 +18,7 @@ from quire.server.tracing import Tracer
 
 log = logging.getLogger("quire.server")
 MAX_NOTED_FIELDS = 256
-GRAMMAR_THREADS = 4  # of their own: whoever waits for a slow grammar keeps no other work waiting
+GRAMMAR_THREADS = 32  # of their own: whoever waits for a slow grammar keeps no other work waiting
 
 
 class Serving:

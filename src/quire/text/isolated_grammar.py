@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ from quire.text.grammar import CheckedGrammar, refused
 log = logging.getLogger("quire.grammar")
 COMMAND = (sys.executable, "-m", "quire.text.grammar_worker")
 NUM_REMEMBERED = 256
-TIMEOUT_S = 10.0  # for one grammar; the worker itself refuses what takes MAX_COMPILE_S of computing
+MAX_COMPILE_S = 3.0  # of computing, for one grammar; what takes more is refused, or ends the worker
+TIMEOUT_S = 30.0  # the same by the clock, however busy the machine is
 MAX_WAIT_S = 30.0  # behind others' grammars
 START_TIMEOUT_S = 60.0
 LENGTH_BYTES = 4
@@ -45,8 +47,11 @@ class IsolatedChecker:
         *,
         command: Sequence[str] = COMMAND,
         timeout_s: float = TIMEOUT_S,
+        max_compile_s: float = MAX_COMPILE_S,
     ) -> None:
-        self._settings = {"folder": str(folder), "vocab_size": vocab_size, "eos_token_ids": list(eos_token_ids)}
+        self._settings = {
+            "folder": str(folder), "vocab_size": vocab_size, "eos_token_ids": list(eos_token_ids), "max_compile_s": max_compile_s,
+        }  # fmt: skip
         self._command = command
         self._timeout_s = timeout_s
         self._worker: subprocess.Popen[bytes] | None = None
@@ -92,7 +97,7 @@ class IsolatedChecker:
                 return answer
             self._end()
             log.error("the process that compiles grammars ended (%s) on one of them", worker.returncode)
-            if fresh or time.monotonic() - began >= self._timeout_s:
+            if fresh or worker.returncode == -signal.SIGXCPU or time.monotonic() - began >= self._timeout_s:
                 break
         return None
 
