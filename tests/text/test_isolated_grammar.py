@@ -115,6 +115,14 @@ def test_a_worker_that_does_not_start():
             ask(IsolatedChecker(FOLDER, 10, [0], command=command), "a")
 
 
+def test_what_is_too_long_does_not_even_reach_the_worker():
+    checker = fake()
+    for constraint in ({"regex": "a" * 10**6}, {"json": {"enum": ["x" * 10**6]}}, {"choice": ["y" * 1000] * 1000}):
+        with pytest.raises(InvalidRequest, match="longer than"):
+            checker.checked(StructuredOutputsParams(**constraint))
+    assert checker._worker is None
+
+
 def test_many_threads_share_one_worker():
     checker = fake()
     found = []

@@ -21,11 +21,12 @@ from typing import IO, Any
 
 from quire.core.structured import StructuredOutputsParams
 from quire.errors import EngineUnavailable, InvalidRequest
-from quire.text.grammar import CheckedGrammar, refused
+from quire.text.grammar import MAX_GRAMMAR_BYTES, CheckedGrammar, refused
 
 log = logging.getLogger("quire.grammar")
 COMMAND = (sys.executable, "-m", "quire.text.grammar_worker")
-NUM_REMEMBERED = 256
+NUM_REMEMBERED = 128
+MAX_QUESTION_CHARS = 6 * MAX_GRAMMAR_BYTES + 1024  # a character may take six in JSON
 MAX_COMPILE_S = 3.0  # of computing, for one grammar; what takes more is refused, or ends the worker
 TIMEOUT_S = 30.0  # the same by the clock, however busy the machine is
 MAX_WAIT_S = 30.0  # behind others' grammars
@@ -64,6 +65,8 @@ class IsolatedChecker:
             question = json.dumps(asdict(params))
         except (ValueError, TypeError, RecursionError) as error:
             raise refused(f"the constraint is not plain JSON: {error}") from None
+        if len(question) > MAX_QUESTION_CHARS:
+            raise refused(f"it is longer than {MAX_GRAMMAR_BYTES} bytes")
         answer = self._remembered(question)
         if "error" in answer:
             raise InvalidRequest(answer["error"], answer["param"])
