@@ -162,6 +162,34 @@ def test_the_api_process_is_replaced_and_the_engine_stays(server):
     assert response.json()["choices"][0]["token_ids"] == expected("a", 4)
 
 
+def test_a_hanging_api_process_is_replaced_and_the_engine_stays(tmp_path, model):
+    with Server(tmp_path / "log", model, fake=True, api_process_timeout=2) as server:
+        engine, api = server.engine_pid(), server.pid("quire.server.process")
+        os.kill(api, signal.SIGSTOP)
+        began = time.monotonic()
+        while psutil.pid_exists(api) and time.monotonic() - began < 30:
+            time.sleep(0.05)
+        server.wait_ready()
+        assert server.pid("quire.server.process") != api and server.engine_pid() == engine
+        assert "the API process hangs" in server.text()
+        assert httpx.post(server.url + "/v1/completions", json=body("again", 3)).status_code == 200
+
+
+def test_a_request_that_takes_too_long_fails_and_leaves_the_engine(tmp_path, model):
+    with Server(tmp_path / "log", model, fake=True, request_timeout=0.5) as server:
+        answer = httpx.post(server.url + "/v1/completions", json=body("long", 4000), timeout=20)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "request_timeout"
+        assert "0.5 s" in answer.json()["error"]["message"] and answer.json()["error"]["type"] == "timeout_error"
+        streamed = httpx.post(server.url + "/v1/completions", json=body("long", 4000, stream=True), timeout=20)
+        *_, last = filter(None, streamed.text.split("\n\n"))
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "request_timeout"
+        assert httpx.post(server.url + "/v1/completions", json=body("short", 3)).status_code == 200
+        began = time.monotonic()
+        while server.metric("num_requests_running") and time.monotonic() - began < 10:
+            time.sleep(0.05)
+        assert server.metric("num_requests_running") == 0
+
+
 def test_no_child_outlives_the_supervisor(server):
     family = server.family()
     server.process.kill()

@@ -84,6 +84,10 @@ class Stream:
         """One sequence is not wanted any further; its client has seen its end."""
         self._client.stop(request_id, index)
 
+    def fail(self, error: QuireError) -> None:
+        """Gives up what has not ended; whoever reads gets the error."""
+        self._client.fail(list(self.times), error)
+
     def close(self) -> None:
         """Gives the requests up. Harmless when they are done."""
         self._release()
@@ -189,6 +193,12 @@ class EngineClient:
         self.journal.stop(request_id, index)
         if request_id not in self.journal.entries and request_id in self._tickets:
             self._tickets.pop(request_id).mailbox.end(request_id)
+        self._flush()
+
+    def fail(self, request_ids: list[str], error: QuireError) -> None:
+        """These requests end with an error, those of them that have not ended."""
+        for request_id in request_ids:
+            self._fail(request_id, error)
         self._flush()
 
     def release(self, request_ids: list[str]) -> None:

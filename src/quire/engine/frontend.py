@@ -24,7 +24,7 @@ from quire.text.reasoning import think
 from quire.text.tokenizer import Tokenizer
 
 # No vocabulary in use spends more bytes on a token over a whole prompt; longer texts are refused before they are tokenised.
-MAX_BYTES_A_TOKEN = 64
+MAX_BYTES_A_TOKEN = 16
 MAX_SALT_BYTES = 256
 TAIL_TOKENS = 8  # of a prompt, enough to see whether it ends with a mark and whitespace
 

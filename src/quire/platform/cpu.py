@@ -1,5 +1,7 @@
 """The CPU as a device."""
 
+import math
+import os
 import platform as host
 import resource
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import psutil
 import torch
 
 from quire.config import MachineFacts
+from quire.platform import cgroup
 from quire.platform.base import Graph, Mark, Platform
 
 
@@ -20,10 +23,16 @@ class Reached:
 
 
 class CpuPlatform(Platform):
-    """Always present."""
+    """Always present. In a container it is as large as the container: no more threads than its share of time, no more memory."""
 
     name = "cpu"
     backends = ("cpu", "torch")
+
+    def __init__(self) -> None:
+        cpus = cgroup.limits().cpus
+        # Threads beyond the share would be stopped together for most of each period. OMP_NUM_THREADS is the user's own choice.
+        if cpus is not None and "OMP_NUM_THREADS" not in os.environ and cpus < torch.get_num_threads():
+            torch.set_num_threads(max(1, math.floor(cpus)))
 
     @classmethod
     def present(cls) -> bool:
@@ -33,8 +42,10 @@ class CpuPlatform(Platform):
         return torch.device("cpu")
 
     def facts(self) -> MachineFacts:
-        memory = psutil.virtual_memory()
-        return MachineFacts("cpu", host.processor() or host.machine(), memory.total, memory.available)
+        memory, group = psutil.virtual_memory(), cgroup.limits()
+        total = min(memory.total, group.memory_bytes or memory.total)
+        free = memory.available if group.free_bytes is None else min(memory.available, group.free_bytes)
+        return MachineFacts("cpu", host.processor() or host.machine(), total, free)
 
     def synchronize(self) -> None:
         return

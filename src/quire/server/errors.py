@@ -32,6 +32,14 @@ class ClientGone(ClientError):
     status = 499
 
 
+class RequestTimedOut(ServerError):
+    """The request took longer than the operator allows."""
+
+    status = 504
+    type = "timeout_error"
+    code = "request_timeout"
+
+
 class InternalError(ServerError):
     """A fault of ours; its text stays in the log."""
 

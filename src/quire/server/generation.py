@@ -1,5 +1,6 @@
 """Generation: what one HTTP request asks of the engine, from its prompts to their outputs in text."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from quire.engine.outbox import joined
 from quire.engine.stream import RequestStream
 from quire.errors import InvalidRequest, NumericalError, QuireError, ServerError
 from quire.outputs import RequestOutput
+from quire.server.errors import RequestTimedOut
 from quire.server.history import PromptTrace, Trace
 from quire.server.serving import Serving
 from quire.server.tracing import traceparent
@@ -46,6 +48,10 @@ class Generation:
         self._stream: Stream = serving.client.submit([stream.request for stream in streams])
         self._trace = trace
         self._tracer = serving.tracer
+        limit_s = serving.args.request_timeout
+        self._timer = (
+            None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self._time_out, limit_s)
+        )
         for run in self.runs:
             serving.log_request(trace.id, run.stream.request, run.stream.prompt)
         trace.prompts = [self._traced(run) for run in self.runs]
@@ -75,6 +81,8 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._trace.end()
         self._stream.close()
         if self._tracer is not None:
@@ -82,6 +90,10 @@ class Generation:
             self._tracer.record(self._trace, requests, traceparent.get(), self._failed)
         for run in self.runs:
             self._metrics.given_up("error" if self._failed else "abort", len(run.num_tokens) - len(run.reasons))
+
+    def _time_out(self, limit_s: float) -> None:
+        self._failed = True
+        self._stream.fail(RequestTimedOut(f"the request took longer than the {limit_s:g} s that this server allows"))
 
     def _take(self, run: Run, output: EngineOutput) -> RequestOutput | None:
         if output.finish_reason == "error":

@@ -21,6 +21,10 @@ class ServerArgs:
     allowed_origins: list[str] | None = option(None, "web origins that browsers may call from; * = all; default: none")
     shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
     engine_step_timeout: float = option(60.0, "seconds after which a step means that the engine hangs: it is replaced")
+    api_process_timeout: float = option(
+        30.0, "seconds without a sign of the API process after which it counts as hanging and is replaced"
+    )
+    request_timeout: float | None = option(None, "seconds after which a request fails with 504; default: no limit")
     max_engine_deaths: int = option(5, "engine deaths within 10 minutes after which the server gives up")
     max_logprobs: int = option(20, "most log-probabilities that a request may ask for at a position")
     uvicorn_log_level: str = option(
@@ -40,9 +44,12 @@ class ServerArgs:
         self.allowed_origins = _origins(self.allowed_origins)
         if self.api_key is not None and not all(self.api_key):
             raise ConfigError("--api-key is empty; leave it out to serve without a key")
+        if self.request_timeout is not None and not self.request_timeout > 0:
+            raise ConfigError(f"--request-timeout is {self.request_timeout}; it must be above 0")
         for name, lowest in (
             ("shutdown_timeout", 0),
             ("engine_step_timeout", 1),
+            ("api_process_timeout", 2),
             ("max_engine_deaths", 1),
             ("max_logprobs", 0),
             ("max_log_len", 0),

@@ -40,6 +40,7 @@ KEEP_ALIVE_S = 5
 PROBES = ("/health", "/ready", "/ping", "/metrics")
 RESERVED_FILES = 64  # descriptors that are not HTTP connections
 DRAIN_POLL_S = 0.05
+ALIVE_S = 1.0
 LAST_WORDS_S = 1.0  # for error events to reach their clients
 
 
@@ -73,6 +74,7 @@ class ApiProcess:
         loop.add_reader(self._control.sock, self._hear)
         await self._client.listen(self._socket_path)
         self._spawn(self._client.watch_engine())
+        self._spawn(self._say_alive())
         self._spawn(self._find_model())
         await self._server.serve([self._listener])
 
@@ -97,6 +99,12 @@ class ApiProcess:
             timeout_keep_alive=KEEP_ALIVE_S,
             server_header=False,
         )
+
+    async def _say_alive(self) -> None:
+        """Tells the supervisor that this loop runs; when it has not for long, this process is replaced."""
+        while True:
+            self._control.send(op="alive")
+            await asyncio.sleep(ALIVE_S)
 
     async def _find_model(self) -> None:
         """Downloads the model if need be, and tells the engine what to load."""

@@ -1,6 +1,6 @@
 """The supervisor: owns the listening socket, starts the API process and the engine process, replaces what dies. No torch.
 
-    supervisor --- control channel (JSON lines) ---> API process      ready | stuck, fault  <-   drain, give_up  ->
+    supervisor --- control channel (JSON lines) ---> API process  alive, ready | stuck, fault  <-   drain, give_up  ->
         |                                              | UNIX socket in a private directory (engine/ipc.py)
         +--------- control channel -----------------> engine process  fault  <-
 
@@ -31,6 +31,7 @@ from quire.server.tracing import check_endpoint
 log = logging.getLogger("quire.supervisor")
 DEATHS_WINDOW_S = 600.0
 GRACE_S = 5.0  # beyond the drain time, for answers under way
+WATCH_TICK_S = 1.0  # as often as the API process says that its loop runs
 GIVE_UP_S = 2.0  # for telling clients that no engine will come
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # after so many starts in a row that came to nothing
 API_COMMAND = (sys.executable, "-m", "quire.server.process")
@@ -61,6 +62,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._restart_at: dict[str, float] = {}
         self._deaths: collections.deque[float] = collections.deque()
+        self._api_silence_s: float | None = None  # None: not heard of yet
         self._was_ready = False
         self._num_failed_starts = 0  # deaths since an engine was ready
         self._draining_until: float | None = None
@@ -71,7 +73,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serves. Raises SetupError when it cannot start."""
-        self._began_s = time.monotonic()
+        self._began_s = self._looked_s = time.monotonic()
         self._listener = listen.bind(self._args.host, self._args.port)
         self._run_dir = rundir.create()
         self.url = listen.url_of(self._listener)
@@ -91,11 +93,25 @@ class Supervisor:
             for key, _ in self._selector.select(self._until_next_deadline()):
                 key.data(key.fileobj)
             self._reap()
+            self._watch_api()
             self._restart_due()
             if self._draining_until is not None and time.monotonic() > self._draining_until:
                 log.warning("requests were still running at the end of the drain time")
                 self._exit_code = 0
         return self._exit_code
+
+    def _watch_api(self) -> None:
+        """Counts the time in which this process ran and heard nothing of the API process; a machine that slept is no fault of it."""
+        now = time.monotonic()
+        elapsed_s, self._looked_s = min(now - self._looked_s, 2 * WATCH_TICK_S), now
+        api = self._children.get("API")
+        if api is None or self._api_silence_s is None:
+            return
+        self._api_silence_s += elapsed_s
+        if self._api_silence_s > self._args.api_process_timeout:
+            log.error("the API process hangs: its loop has not run for %.0f s", self._api_silence_s)
+            self._api_silence_s = None
+            api.process.kill()
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
@@ -136,6 +152,7 @@ class Supervisor:
         settings["log_format"] = self._args.log_format
         fds = []
         if name == "API":
+            self._api_silence_s = None
             fds.append(self._listener.fileno())
             settings["listener"] = self._listener.fileno()
             settings["engine_args"] = self._engine_args
@@ -151,7 +168,9 @@ class Supervisor:
             child.control.sock.close()
             return
         for message in messages:
-            if message["op"] == "ready":
+            if message["op"] == "alive":
+                self._api_silence_s = 0.0
+            elif message["op"] == "ready":
                 self._was_ready = True
                 self._num_failed_starts = 0
             elif message["op"] == "fault":
@@ -223,6 +242,8 @@ class Supervisor:
 
     def _until_next_deadline(self) -> float | None:
         deadlines = [*self._restart_at.values()]
+        if self._api_silence_s is not None:
+            deadlines.append(time.monotonic() + WATCH_TICK_S)
         if self._draining_until is not None:
             deadlines.append(self._draining_until)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
