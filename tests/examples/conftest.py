@@ -10,6 +10,6 @@ from servers import Server
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`quire serve` on a free port."""
     with Server(
-        tmp_path_factory.mktemp("server") / "log", None, max_model_len=512, num_gpu_blocks_override=100
+        tmp_path_factory.mktemp("server") / "log", None, max_model_len=4096, num_gpu_blocks_override=600
     ) as made:
         yield made

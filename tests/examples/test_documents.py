@@ -65,7 +65,7 @@ def test_what_can_be_run_is():
             assert block.marker and block.marker[0] == "prints", f"{block} is not run"
     for block in blocks(*RUN_DOCS, language="bash"):
         if re.search(r"^(curl|quire (bench|env|complete))\b", block.text, re.M):
-            assert block.marker or block.path.name in ("quickstart.md",), f"{block} is not run"
+            assert block.marker, f"{block} is not run"
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
