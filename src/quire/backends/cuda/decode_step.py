@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 IMPLEMENTS = "decode_step"
 MIN_CAPABILITY = (9, 0)  # bulk copies to shared memory begin here
-ROWS = (1,)  # batch sizes at which it is faster than layer by layer
+ROWS = (1, 2, 4, 8)  # batch sizes at which it is faster than layer by layer
 HEAD_DIMS = (64, 128)
 MOST_GROUP = 16  # query heads that share a key head: rows of one matrix instruction
 MOST_LAYERS = 32  # kernels are made for a multiple of it
@@ -59,17 +59,18 @@ def run(net: DecoderTensors, fwd: ForwardBatch) -> Tensor | None:
         take(lambda: _nvrtc.compile_kernel("decode_step.cu", macros, architecture))
         return torch.empty(rows, net.head.shape[0], dtype=net.head.dtype, device=net.head.device)
     steps = _STEPS.setdefault(net, {})
-    key = rows, fwd.kv_caches[0].data_ptr()
-    if key not in steps:
-        steps[key] = Step(net, fwd)
-    return steps[key].run(net, fwd)
+    caches = tuple(kv.data_ptr() for kv in fwd.kv_caches)
+    if rows not in steps or steps[rows].caches != caches:
+        steps[rows] = Step(net, fwd)
+    return steps[rows].run(net, fwd)
 
 
 class Step:
-    """The kernel for one number of rows, and the memory in which its programs meet."""
+    """The kernel for one number of rows, and the memory in which its programs meet. caches: addresses of the KV caches it is for."""
 
     def __init__(self, net: DecoderTensors, fwd: ForwardBatch) -> None:
         device = net.embedding.device
+        self.caches = tuple(kv.data_ptr() for kv in fwd.kv_caches)
         image = _nvrtc.compile_kernel("decode_step.cu", macros_of(net, fwd), _architecture())
         self._kernel = Kernel(image, "decode_step", NUM_THREADS, _shared_bytes())
         if self._kernel.programs_per_processor() < 1:
@@ -91,7 +92,7 @@ class Step:
         return logits
 
 
-_STEPS: WeakKeyDictionary[DecoderTensors, dict[tuple[int, int], Step]] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[DecoderTensors, dict[int, Step]] = WeakKeyDictionary()
 
 
 def refusals(net: DecoderTensors, fwd: ForwardBatch) -> list[str]:
@@ -131,7 +132,7 @@ def macros_of(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, str | int]:
         "BLOCK": fwd.kv_caches[0].shape[2],
         "CTAS": _processors(),
         "SHARED_BYTES": _shared_bytes(),
-        "SPLITS": max(1, min(8, _processors() // (rows * net.num_kv_heads))),
+        "SPLITS": max(1, min(8 if rows == 1 else 4, _processors() // (rows * net.num_kv_heads))),
         "STAGE_BYTES": 28672,
         "WINDOW_BYTES": 28672 if small else 57344,
     }
