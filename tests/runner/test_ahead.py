@@ -9,6 +9,8 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from quire import LLM, SamplingParams
 from quire.ops import registry
 from quire.ops.ahead import ahead
@@ -55,9 +57,8 @@ def gone_through(steps, caplog, collect=nothing):
     """What `wait` left in the log."""
     logging.getLogger("quire").propagate = True
     with caplog.at_level(logging.INFO, "quire"):
-        kernels = KernelsAhead(steps, collect).begin()
-        kernels.let_go()
-        kernels.wait()
+        with KernelsAhead(steps, collect) as kernels:
+            kernels.let_go()
     return caplog.text
 
 
@@ -94,6 +95,14 @@ def test_what_cannot_be_compiled_or_gone_through_is_told_and_no_more(caplog):
     assert "compiled ahead: no such instruction" in gone_through([(True, lambda: takes[0](broken))], caplog, collect)
     caplog.clear()
     assert "compiled when they are needed" in gone_through([(True, broken)], caplog)
+
+
+def test_pythons_turns_are_as_before_also_after_a_failure():
+    before = sys.getswitchinterval()
+    with pytest.raises(KeyError), KernelsAhead((), nothing):
+        assert sys.getswitchinterval() < before
+        raise KeyError
+    assert sys.getswitchinterval() == before
 
 
 def test_a_start_outlives_steps_that_cannot_be_gone_through(monkeypatch, caplog):

@@ -46,7 +46,8 @@ DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the
 
 
 class KernelsAhead:
-    """Compiles in other threads, from `begin` on; `wait` returns when what the first token needs is there, the rest follows.
+    """A context manager: inside it kernels are compiled in other threads. It ends when what the first token needs is there; the rest
+    follows.
 
     steps    (is it one of the first token's, a call), in the order in which they will be needed
     collect  what to go through them inside: it says what they would launch
@@ -76,8 +77,7 @@ class KernelsAhead:
             return cls((), lambda take: nullcontext())
         return cls(DrySteps(module, sizes, found[0], config, platform), found[1])
 
-    def begin(self) -> "KernelsAhead":
-        """Starts."""
+    def __enter__(self) -> "KernelsAhead":
         self._started = time.perf_counter()
         self._turns = sys.getswitchinterval()
         sys.setswitchinterval(min(SWITCH_SECONDS, self._turns))
@@ -88,13 +88,14 @@ class KernelsAhead:
         """Waits until what the steps were gone through with is given back: the device's memory is then free for others."""
         self._thread.join()
 
-    def wait(self) -> None:
-        """Waits for the kernels that the first token needs; what could not be compiled so is left to its first launch."""
+    def __exit__(self, *_: object) -> None:
+        """What could not be compiled is left to its first launch."""
         before = time.perf_counter()
         self._thread.join()
         for job in self._jobs[: self._first]:
             if error := job.exception():
                 logger.warning("a kernel could not be compiled ahead: %s", error)
+        self._pool.shutdown(wait=False)
         sys.setswitchinterval(self._turns)
         now = time.perf_counter()
         if self._first:

@@ -140,14 +140,13 @@ class ModelRunner:
         weights = plan_weights(model, module.WEIGHTS, Path(config.model_dir), config.load_format, sizes.tied)
         graphs = platform.supports_graphs() and not config.enforce_eager
         plan = plan_memory(config, sizes, model_bytes(model), platform.facts(), graphs)
-        kernels = KernelsAhead.of_model(module, sizes, ops, choices, config, platform).begin()
-        load_weights(model, weights, platform.device(), config.seed)
-        kernels.let_go()
-        platform.empty_cache()  # what loading used beside the weights
-        seconds = time.perf_counter() - start
-        logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
-        runner = cls(config, platform, model.eval(), ops, sizes, plan)
-        kernels.wait()
+        with KernelsAhead.of_model(module, sizes, ops, choices, config, platform) as kernels:
+            load_weights(model, weights, platform.device(), config.seed)
+            kernels.let_go()
+            platform.empty_cache()  # what loading used beside the weights
+            seconds = time.perf_counter() - start
+            logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
+            runner = cls(config, platform, model.eval(), ops, sizes, plan)
         runner._log_capacity()
         return runner
 
