@@ -6,6 +6,7 @@ python benchmarks/gpu_memory.py --sweep [--seconds N]    models x lengths x shar
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -47,9 +48,8 @@ LOADS: list[tuple[str, dict[str, Any]]] = [
     ("all sampling", {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1, "frequency_penalty": 0.1}),
     ("logprobs", {"temperature": 0.0, "logprobs": 5}),
 ]  # fmt: skip
-SWEEP = list(
-    itertools.product(("7b", "0.5b", "1.5b"), (0.02, 0.105, 0.12, 0.14, 0.2, 0.5, 0.95, 1.0), (512, 32_768), (None, 8))
-)
+SHARES = (1.0, 0.12, 0.95, 0.105, 0.14, 0.02, 0.2, 0.5)  # full devices and those where a model just fits come first
+SWEEP = [(m, s, n, k) for s, m, n, k in itertools.product(SHARES, ("7b", "0.5b", "1.5b"), (512, 32_768), (None, 8))]
 
 
 class Watch:
@@ -57,12 +57,17 @@ class Watch:
 
     def __init__(self) -> None:
         self.peak = 0
-        threading.Thread(target=self._look, daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
 
     def _look(self) -> None:
-        while True:
+        while not self._over.wait(0.002):
             self.peak = max(self.peak, used_bytes())
-            time.sleep(0.002)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def used_bytes() -> int:
@@ -104,12 +109,11 @@ def full_load(llm: LLM) -> int:
 
 def plans(folder: str) -> Iterator[dict[str, Any]]:
     """A row for each of the ten."""
-    watch = Watch()
     for shape, options in COMBINATIONS:
         gc.collect()
         torch.cuda.empty_cache()
-        before = watch.peak = used_bytes()
-        with engine(shape, folder, **{"max_model_len": 16_384, **options}) as llm:
+        watch, before = Watch(), used_bytes()
+        with contextlib.closing(watch), engine(shape, folder, **{"max_model_len": 16_384, **options}) as llm:
             plan = llm.llm_engine.engine.runner.plan
             failed = full_load(llm)
             torch.cuda.synchronize()
