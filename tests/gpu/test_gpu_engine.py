@@ -86,6 +86,16 @@ def test_sampling_with_a_seed_is_repeatable(small):
     assert len({tuple(ids) for ids in first}) == 8
 
 
+def test_engines_of_one_process_give_the_same_tokens(small):
+    """The second finds kernels compiled: going through its steps beforehand must not run them, on what means nothing."""
+    inputs = engines.prompts([60] * 200)
+    found = []
+    for _ in range(3):
+        with engines.engine(small) as llm:
+            found.append(engines.greedy(llm, inputs, [12] * 200))
+    assert found[0] == found[1] == found[2] and all(len(ids) == 12 for ids in found[0])
+
+
 @pytest.mark.parametrize("shape", ["0.5b", "7b"])
 def test_memory_plan_is_within_three_percent(shape, tmp_path, note):
     folder = engines.shapes.write_config(shape, tmp_path)
