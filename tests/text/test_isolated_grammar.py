@@ -1,11 +1,15 @@
 """Grammars of strangers: a process that dies, hangs or never starts costs the sender a 400 and nobody else anything."""
 
 import json
+import os
+import random
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
+import hostile_grammars
 import pytest
 
 import quire
@@ -17,6 +21,7 @@ from quire.text.isolated_grammar import IsolatedChecker
 from quire.text.tokenizer import Tokenizer
 
 FOLDER = Path(quire.__file__).parent / "_builtin" / "tiny"
+NUM_HOSTILE = int(os.environ.get("QUIRE_HOSTILE", 20_000 if os.environ.get("QUIRE_SOAK") else 120))
 # Answers with its pid; dies, hangs or prints on what the constraint says.
 FAKE = """
 import json, os, sys, time
@@ -139,6 +144,24 @@ def test_what_takes_too_long_to_compile_is_refused_by_the_worker(tokenizer):
     compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size, [tokenizer.eos_token_id])
     answer = grammar_worker.answer(compiler, {"regex": "a"}, max_compile_s=-1.0)
     assert "the limit is" in answer["error"] and answer["param"] == "structured_outputs"
+
+
+@pytest.mark.timeout(7200)
+def test_random_hostile_constraints(tokenizer, caplog):
+    """Each is compiled or refused; none ends the worker but by computing without end."""
+    rng = random.Random(13)
+    checker = IsolatedChecker(FOLDER, tokenizer.vocab_size, [tokenizer.eos_token_id], max_compile_s=0.5)
+    compiled = refused = endless = 0
+    for _ in range(NUM_HOSTILE):
+        try:
+            compiled += bool(checker.checked(StructuredOutputsParams(**hostile_grammars.constraint(rng))))
+        except InvalidRequest as error:
+            refused += 1
+            endless += "did not survive" in str(error)
+    checker.close()
+    print(f"{compiled} compiled, {refused} refused, of these {endless} ended their worker")
+    assert compiled > NUM_HOSTILE // 20 and refused > NUM_HOSTILE // 20 and endless <= 2 + NUM_HOSTILE // 50
+    assert all(f"({-signal.SIGXCPU})" in record.message for record in caplog.records)
 
 
 def test_hostile_constraints_leave_the_worker_alive(tokenizer):
