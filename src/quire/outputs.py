@@ -26,15 +26,16 @@ SampleLogprobs = Sequence[dict[int, Logprob]]  # one entry a generated token: th
 class LazyLogprobs(Sequence[dict[int, Logprob]]):
     """SampleLogprobs whose dicts are made when they are looked at: most never are, and thousands take longer than the model.
 
+    make  gives the one of a number from `first` to `end` - 1
     A copy made by pickle or copy.deepcopy is a plain list.
     """
 
-    def __init__(self, entries: list[Any], make: Callable[[Any], dict[int, Logprob]]) -> None:
-        self._entries = entries
+    def __init__(self, make: Callable[[int], dict[int, Logprob]], first: int, end: int) -> None:
         self._make = make
+        self._numbers = range(first, end)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> dict[int, Logprob]: ...
@@ -44,11 +45,11 @@ class LazyLogprobs(Sequence[dict[int, Logprob]]):
 
     def __getitem__(self, index: int | slice) -> dict[int, Logprob] | list[dict[int, Logprob]]:
         if isinstance(index, slice):
-            return list(map(self._make, self._entries[index]))
-        return self._make(self._entries[index])
+            return list(map(self._make, self._numbers[index]))
+        return self._make(self._numbers[index])
 
     def __iter__(self) -> Iterator[dict[int, Logprob]]:
-        return map(self._make, self._entries)
+        return map(self._make, self._numbers)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -157,6 +157,20 @@ def test_a_newcomer_joins_in_the_step_after_the_one_under_way() -> None:
     h.drain()
 
 
+def test_chunks_are_short_while_others_decode() -> None:
+    h = harness(max_num_tokens_beside_decoding=5, max_num_seqs=3)
+    h.add(greedy("a", [1] * 16, max_tokens=3))
+    h.add(greedy("b", [2] * 22, max_tokens=9))
+    found = []
+    h.schedule()
+    while h.batch is not None and len(found) < 5:
+        found.append(rows(h.batch))
+        h.schedule_ahead()
+        h.commit()
+    assert found == [[(0, 16)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(1, 12)], [(1, 4)]]
+    h.drain()
+
+
 def test_prompts_are_computed_chunk_after_chunk_without_waiting() -> None:
     h = harness()
     h.add(greedy("a", [1] * 40, max_tokens=9))

@@ -19,6 +19,7 @@ class SchedulerConfig:
     policy                   "fcfs": order of arrival; "priority": lower Request.priority first, then arrival
     enable_chunked_prefill   split long prompts over steps; without it a prompt is computed whole, alone if need be
     max_num_queued_reqs      requests that may wait beyond those for which a seat is free; None = no limit
+    max_num_tokens_beside_decoding  tokens of prompts in a step that decodes too: longer steps would keep those sequences waiting
     max_decode_steps         decoding steps that the runner does in a row without a word from the host; 0 = it cannot
     Raises ConfigError naming the flag.
     """
@@ -32,10 +33,18 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_num_queued_reqs: int | None = None
+    max_num_tokens_beside_decoding: int = 2**31
     max_decode_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        names = (
+            "block_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_tokens_beside_decoding",
+            "max_model_len",
+        )
+        for name in names:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.num_blocks < 2:

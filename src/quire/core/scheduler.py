@@ -20,7 +20,7 @@ served strictly in order. A sequence may be preempted more often than that only 
 `reset_prefix_cache`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from quire.core.admission import check_request
 from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
@@ -32,31 +32,13 @@ from quire.core.policy import ORDERS, WaitingQueue
 from quire.core.prefix_cache import PrefixChain
 from quire.core.request import Request
 from quire.core.sequence import Sequence, Status
+from quire.core.step import Step
 from quire.core.stop import Cut, StopRule
 from quire.errors import InvalidRequest, QueueFull
 
 __all__ = ["MAX_PREEMPTIONS", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 MAX_PREEMPTIONS = 3
-
-
-@dataclass
-class _Step:
-    """A step being put together. rows: one a sequence, in batch order; budget: tokens not yet given out."""
-
-    budget: int
-    rows: dict[int, ScheduledSequence] = field(default_factory=dict)
-    added: list[NewSequence] = field(default_factory=list)
-    preempted: bool = False
-
-    def give(self, row: ScheduledSequence) -> None:
-        self.rows[row.seq_id] = row
-        self.budget -= row.num_new_tokens
-
-    def take_back(self, seq_id: int) -> None:
-        row = self.rows.pop(seq_id, None)
-        if row is not None:
-            self.budget += row.num_new_tokens
 
 
 class Scheduler:
@@ -258,8 +240,8 @@ class Scheduler:
 
     # ---- scheduling ----
 
-    def _put_together(self) -> _Step:
-        step = _Step(self.config.max_num_batched_tokens)
+    def _put_together(self) -> Step:
+        step = Step(self.config.max_num_batched_tokens)
         if self._prompt_goes_alone:
             self._prompt_goes_alone = False
             self._admit(step)
@@ -269,8 +251,8 @@ class Scheduler:
                 self._admit(step)
         return step
 
-    def _batch_of(self, step: _Step) -> Batch:
-        self._num_step_tokens = self.config.max_num_batched_tokens - step.budget
+    def _batch_of(self, step: Step) -> Batch:
+        self._num_step_tokens = step.num_tokens
         may_overlap = self.config.max_decode_steps > 0 and len(step.rows) > 0
         unattended = may_overlap and all(self._running[seq_id].goes_unattended for seq_id in step.rows)
         decode_steps = self._lengthen(step) if unattended else 0
@@ -282,7 +264,7 @@ class Scheduler:
             self._removed = []
         return batch
 
-    def _lengthen(self, step: _Step) -> int:
+    def _lengthen(self, step: Step) -> int:
         """Number of decoding steps that the step is made to be; 0 = it stays one step of any kind."""
         settled = not step.added and not step.preempted and not self._prompt_goes_alone
         one_token_each = len(step.rows) == self._num_step_tokens
@@ -290,7 +272,7 @@ class Scheduler:
             return 0
         return lengthen(step.rows, self._running, self.kv, self.config.max_decode_steps)
 
-    def _has_chunks_beside(self, step: _Step) -> bool:
+    def _has_chunks_beside(self, step: Step) -> bool:
         """Whether a running sequence has something to compute, and no part in the step for want of budget."""
         if len(step.rows) == len(self._running):
             return False
@@ -319,7 +301,7 @@ class Scheduler:
         )
         return sequence.goes_unattended and not under_way
 
-    def _continue_running(self, step: _Step) -> None:
+    def _continue_running(self, step: Step) -> None:
         block_size = self.config.block_size
         chunks = []
         for sequence in list(self._running.values()):
@@ -333,18 +315,20 @@ class Scheduler:
                     sequence.num_computed_tokens += 1
                 else:
                     self._continue(sequence, 1, step)
+        if step.rows:
+            step.budget = min(step.budget, self.config.max_num_tokens_beside_decoding)
         for sequence in chunks:
             num_new = min(len(sequence.token_ids) - sequence.num_computed_tokens, step.budget)
             if num_new and sequence.status is Status.RUNNING:
                 self._continue(sequence, num_new, step)
 
-    def _continue(self, sequence: Sequence, num_new: int, step: _Step) -> None:
+    def _continue(self, sequence: Sequence, num_new: int, step: Step) -> None:
         new_block_ids = self._grow(sequence, num_new, step)
         if new_block_ids is not None:
             step.give(ScheduledSequence(sequence.seq_id, num_new, new_block_ids))
             sequence.num_computed_tokens += num_new
 
-    def _grow(self, sequence: Sequence, num_new: int, step: _Step) -> list[int] | None:
+    def _grow(self, sequence: Sequence, num_new: int, step: Step) -> list[int] | None:
         """Blocks for the sequence's next tokens, others' if need be; None if it had to give up its own instead."""
         while (new_block_ids := self.kv.grow(sequence, num_new)) is None:
             victim = self._victim()
@@ -366,7 +350,7 @@ class Scheduler:
         self._num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _admit(self, step: _Step) -> None:
+    def _admit(self, step: Step) -> None:
         while step.budget and len(self._running) < self.config.max_num_seqs:
             sequence = self._waiting.peek()
             if sequence is None or self._is_stuck(sequence) or (self._in_flight and not self._joins_ahead(sequence)):
@@ -374,7 +358,7 @@ class Scheduler:
             if not self._place(sequence, step):
                 return
 
-    def _place(self, sequence: Sequence, step: _Step) -> bool:
+    def _place(self, sequence: Sequence, step: Step) -> bool:
         """Admits the head of the queue if budget and blocks allow."""
         found = self.kv.match(sequence)
         num_cached = len(found) * self.config.block_size

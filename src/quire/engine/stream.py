@@ -6,16 +6,13 @@ Stop strings live here and not in core, because only text shows them. When one i
 
 import time
 from dataclasses import replace
-from functools import partial
 
-from quire.core.batch import TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.params import RequestOutputKind, SamplingParams
 from quire.core.request import Request
+from quire.engine.logprob_store import LogprobStore, logprob_dict
 from quire.outputs import (
     CompletionOutput,
-    LazyLogprobs,
-    Logprob,
     PromptLogprobs,
     RequestMetrics,
     RequestOutput,
@@ -131,12 +128,10 @@ class _Sequence:
         self._error: str | None = None
         self._tokenizer = tokenizer
         self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
-        self._cumulative_logprob = 0.0
+        self._logprobs = None if params.logprobs is None else LogprobStore(tokenizer)
         self._text = _Text(params, tokenizer if params.detokenize else None, request.prompt_token_ids)
         self._may_hold = not params.stop_strings
         self._held_token_ids: list[int] = []
-        self._held_logprobs: list[TokenLogprobs] = []
 
     def hold(self, output: EngineOutput) -> bool:
         """Keeps an output for later, if nothing can end here: many tokens at once are turned into text faster than one by one."""
@@ -145,18 +140,16 @@ class _Sequence:
         self._held_token_ids += (
             output.token_ids
         )  # not the outputs themselves: objects that pile up keep the garbage collector busy
-        self._held_logprobs += output.logprobs or ()
+        if self._logprobs is not None:
+            self._logprobs.extend(output.logprobs or ())
         return True
 
     def push(self, output: EngineOutput) -> CompletionOutput:
         """Takes new tokens; returns them, and their text, alone."""
-        if self._held_token_ids:
-            output = replace(
-                output,
-                token_ids=self._held_token_ids + output.token_ids,
-                logprobs=self._held_logprobs + (output.logprobs or []),
-            )
-            self._held_token_ids, self._held_logprobs = [], []
+        num_held = len(self._held_token_ids)
+        if num_held:
+            output = replace(output, token_ids=self._held_token_ids + output.token_ids)
+            self._held_token_ids = []
         self._error = output.error
         text, num_taken = self._text.push(output.token_ids, output.finish_reason)
         if self._text.stopped_by is not None:
@@ -165,31 +158,24 @@ class _Sequence:
             self._stop_reason, self.finish_reason = output.stop_reason, output.finish_reason
         token_ids = output.token_ids[:num_taken]
         self._token_ids += token_ids
-        return self._completion(text, token_ids, self._take_logprobs((output.logprobs or [])[:num_taken]))
+        if self._logprobs is None:
+            return self._completion(text, token_ids, None)
+        self._logprobs.extend((output.logprobs or [])[: num_taken - num_held])
+        return self._completion(text, token_ids, self._logprobs.since(len(self._logprobs) - len(token_ids)))
 
     def whole(self) -> CompletionOutput:
         """All tokens and text so far."""
         if self._held_token_ids:  # cancelled on the way
             self.push(EngineOutput("", self.index, [], finish_reason=self.finish_reason))
-        logprobs = None if self._logprobs is None else self._shown(list(self._logprobs))
+        logprobs = None if self._logprobs is None else self._logprobs.since(0)
         return self._completion(self._text.whole(), list(self._token_ids), logprobs)
-
-    def _take_logprobs(self, entries: list[TokenLogprobs]) -> SampleLogprobs | None:
-        if self._logprobs is None:
-            return None
-        self._cumulative_logprob += sum(entry.logprobs[0] for entry in entries)
-        self._logprobs += entries
-        return self._shown(entries)
-
-    def _shown(self, entries: list[TokenLogprobs]) -> SampleLogprobs:
-        return LazyLogprobs(entries, partial(logprob_dict, tokenizer=self._tokenizer))
 
     def _completion(self, text: str, token_ids: list[int], logprobs: SampleLogprobs | None) -> CompletionOutput:
         return CompletionOutput(
             index=self.index,
             text=text,
             token_ids=token_ids,
-            cumulative_logprob=None if logprobs is None else self._cumulative_logprob,
+            cumulative_logprob=None if self._logprobs is None else self._logprobs.total,
             logprobs=logprobs,
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
@@ -266,12 +252,3 @@ class _Text:
             self.stopped_by = result.matched
             return result.text
         return result.text + self._checker.flush()
-
-
-def logprob_dict(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
-    """{token id: Logprob} of one position: the token that is there first, then the likeliest in falling order."""
-    decoded = [tokenizer.token_text(token_id) if tokenizer else None for token_id in entry.token_ids]
-    values: dict[int, Logprob] = {}
-    for place, (token_id, logprob, text) in enumerate(zip(entry.token_ids, entry.logprobs, decoded, strict=True)):
-        values.setdefault(token_id, Logprob(logprob, place or entry.rank, text))
-    return values

@@ -232,7 +232,8 @@ def choose_kernel(
         least = tl.ceil(min_p * ONE).to(tl.int64)
         if not plain:
             # Every token that weighs as much as the k-th is in the list: their values differ by less than 2 T / weight.
-            wanted = tl.where(limited, tl.minimum(top_k, MAX_SHORT_K), MAX_SHORT_K)
+            half = tl.maximum(size // (2 * GROUP), 1)  # of the groups; with all of them the bound would be that of the least likely
+            wanted = tl.where(limited, tl.minimum(top_k, MAX_SHORT_K), tl.minimum(half, MAX_SHORT_K))
             kth_peak = _kth_value(peaks, wanted)
             wide = kth_peak.to(tl.float64)
             t = temperature.to(tl.float64)
