@@ -36,7 +36,7 @@ def test_without_holding_each_step_leaves_as_it_is():
 
 
 def test_first_tokens_and_ends_leave_at_once_with_what_waited():
-    box = Outbox(sent := Sent(), LONG_S)
+    box = Outbox(sent := Sent(), LONG_S, LONG_S)
     box.put([out("a", 1), out("b", 9)], 2)
     box.put([out("a", 2), out("b", 8)], 2)
     box.put([out("a", 3), out("c", 7)], 2)
@@ -47,7 +47,7 @@ def test_first_tokens_and_ends_leave_at_once_with_what_waited():
 
 
 def test_an_end_without_a_token_brings_what_waited():
-    box = Outbox(sent := Sent(), LONG_S)
+    box = Outbox(sent := Sent(), LONG_S, LONG_S)
     for output in (out("a", 1), out("a", 2), out("a", end="abort")):
         box.put([output], 1)
     assert sent.frames[-1] == [out("a", 2, end="abort")]
@@ -56,7 +56,7 @@ def test_an_end_without_a_token_brings_what_waited():
 
 def test_log_probabilities_wait_with_their_tokens():
     entries = [TokenLogprobs([i], [-0.5], 1) for i in range(3)]
-    box = Outbox(sent := Sent(), LONG_S)
+    box = Outbox(sent := Sent(), LONG_S, LONG_S)
     for i, end in enumerate((None, None, "length")):
         box.put([EngineOutput("a", 0, [i], [entries[i]], finish_reason=end)], 1)
     assert sent.frames[-1][0].logprobs == entries[1:] and sent.frames[-1][0].token_ids == [1, 2]
@@ -64,7 +64,7 @@ def test_log_probabilities_wait_with_their_tokens():
 
 
 def test_what_nobody_waits_for_is_forgotten():
-    box = Outbox(sent := Sent(), 0.01)
+    box = Outbox(sent := Sent(), LONG_S, 0.01)
     box.put([out("a", 1), out("b", 1)], 2)
     box.put([out("a", 2), out("b", 2)], 2)
     box.forget("a", {0})
@@ -74,7 +74,7 @@ def test_what_nobody_waits_for_is_forgotten():
 
 
 def test_what_waits_leaves_by_itself_though_no_step_follows():
-    box = Outbox(sent := Sent(), 0.01)
+    box = Outbox(sent := Sent(), LONG_S, 0.01)
     box.put([out("a", 1)], 1)
     began = time.monotonic()
     box.put([out("a", 2)], 1)
@@ -84,8 +84,23 @@ def test_what_waits_leaves_by_itself_though_no_step_follows():
     box.close()
 
 
+def test_one_sequence_never_waits_and_many_do():
+    box = Outbox(sent := Sent(), 0.0005, LONG_S)
+    for token in range(3):
+        box.put([out("a", token)], 1)
+    assert sent.frames == [[out("a", 0)], [out("a", 1)], [out("a", 2)]]
+    box.put([out(str(i), 1) for i in range(400)], 20)
+    began = time.monotonic()
+    box.put([out(str(i), 2) for i in range(400)], 20)
+    assert len(sent.frames) == 4
+    while len(sent.frames) < 5 and time.monotonic() - began < 5:
+        time.sleep(0.001)
+    assert len(sent.frames[4]) == 400
+    box.close()
+
+
 def test_nothing_leaves_a_closed_outbox():
-    box = Outbox(sent := Sent(), 0.01)
+    box = Outbox(sent := Sent(), LONG_S, 0.01)
     box.put([out("a", 1)], 1)
     box.put([out("a", 2)], 1)
     box.close()
@@ -98,7 +113,7 @@ def test_nothing_leaves_a_closed_outbox():
 def test_every_token_arrives_once_and_in_order():
     """Random steps of many sequences against a thread that sends every millisecond."""
     rng = random.Random(3)
-    box = Outbox(sent := Sent(), 0.001)
+    box = Outbox(sent := Sent(), LONG_S, 0.002)
     left = {(f"r{i}", index): rng.randrange(1, 60) for i in range(20) for index in range(2)}
     wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
     num_steps = 0

@@ -1,7 +1,8 @@
 """Outbox: what steps gave, on its way to the API process; on a CPU joined for a few hundredths of a second.
 
-There the API process needs the very cores that the model computes on, and pays for each piece of text, however short. A sequence's
-first tokens and its end leave at once; tokens between them wait at most HOLD_S, and go together.
+There the API process needs the very cores that the model computes on, and pays about 40 µs for each piece of text, however short. A
+sequence's first tokens and its end leave at once; tokens between them wait, the longer the more sequences there are, and go together, so
+that the API process takes a tenth of a core. One sequence alone never waits.
 """
 
 import threading
@@ -11,21 +12,31 @@ from dataclasses import replace
 
 from quire.core.outputs import EngineOutput
 
-HOLD_S = {"cpu": 0.02}  # by device; others have cores to spare
+HOLD_EACH_S = {"cpu": 0.0005}  # for each sequence, by device; others have cores to spare
+MAX_HOLD_S = 0.03
+MIN_HOLD_S = 0.002  # below this nothing waits
 Key = tuple[str, int]
 
 
 class Outbox:
     """send is called with outputs, at most one a sequence, and the token counts of the steps since the last call; from two threads,
-    never at once. hold_s 0: nothing waits.
+    never at once.
+
+    each_s  seconds that outputs may wait for each sequence that there is; 0: nothing waits
+    max_s   and at most
     """
 
-    def __init__(self, send: Callable[[list[EngineOutput], list[int]], None], hold_s: float = 0.0) -> None:
-        self.hold_s = hold_s
+    def __init__(
+        self,
+        send: Callable[[list[EngineOutput], list[int]], None],
+        each_s: float = 0.0,
+        max_s: float = MAX_HOLD_S,
+    ) -> None:
+        self.each_s = each_s
+        self._max_s = max_s
         self._send = send
-        self._held: dict[
-            Key, EngineOutput | None
-        ] = {}  # sequences whose first tokens have left, and what waits of them
+        # Sequences whose first tokens have left, and what waits of them.
+        self._held: dict[Key, EngineOutput | None] = {}
         self._steps: list[int] = []
         self._lock = threading.Lock()
         self._filled = threading.Event()
@@ -36,12 +47,16 @@ class Outbox:
         """What a step gave."""
         with self._lock:
             self._steps.append(num_step_tokens)
-            urgent = [output for output in map(self._sort, outputs) if output is not None] if self.hold_s else outputs
-            if urgent or not self.hold_s:
+            if not self.each_s:
+                self._leave(outputs)
+                return
+            urgent = [output for output in map(self._sort, outputs) if output is not None]
+            if self._hold_s < MIN_HOLD_S:
+                urgent += self._take()
+            if urgent:
                 self._leave(urgent)
-        if self.hold_s:
-            self._filled.set()
-            self._start()
+        self._filled.set()
+        self._start()
 
     def forget(self, request_id: str, indices: "set[int]") -> None:
         """Nobody waits for these sequences."""
@@ -74,6 +89,16 @@ class Outbox:
                 waiting.logprobs.extend(output.logprobs or ())
         return None
 
+    @property
+    def _hold_s(self) -> float:
+        return min(self._max_s, self.each_s * len(self._held))
+
+    def _take(self) -> list[EngineOutput]:
+        """What waits."""
+        waiting = {key: output for key, output in self._held.items() if output is not None}
+        self._held.update(dict.fromkeys(waiting))
+        return list(waiting.values())
+
     def _leave(self, outputs: list[EngineOutput]) -> None:
         steps, self._steps = self._steps, []
         if not self._closed:
@@ -85,16 +110,14 @@ class Outbox:
             self._thread.start()
 
     def _run(self) -> None:
-        """Sends what waits, every hold_s while there is anything."""
+        """Sends what waits, again and again while there is anything."""
         while not self._closed:
             self._filled.wait()
             self._filled.clear()
-            time.sleep(self.hold_s)
+            time.sleep(self._hold_s)
             with self._lock:
-                waiting = {key: output for key, output in self._held.items() if output is not None}
-                self._held.update(dict.fromkeys(waiting))
-                if waiting:
-                    self._leave(list(waiting.values()))
+                if waiting := self._take():
+                    self._leave(waiting)
 
 
 def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:

@@ -26,7 +26,7 @@ from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine import ipc
 from quire.engine.lifeline import Control, die_with_parent, follow
-from quire.engine.outbox import HOLD_S, Outbox
+from quire.engine.outbox import HOLD_EACH_S, Outbox
 from quire.errors import QuireError, ServerError, SetupError
 from quire.head_start import head_start
 from quire.log import configure as configure_logging
@@ -163,7 +163,7 @@ class EngineProcess:
             self._engine = self._make_engine(EngineArgs(**start.args), start.config)
         engine = self._engine
         if self._outbox is not None:
-            self._outbox.hold_s = HOLD_S.get(engine.config.device, 0.0)
+            self._outbox.each_s = HOLD_EACH_S.get(engine.config.device, 0.0)
         engine.on_admitted = lambda request_ids: connection.send(ipc.Started(request_ids))
         connection.send(ipc.Ready(engine.config, engine.num_blocks, time.monotonic() - began))
 

@@ -87,7 +87,7 @@ class ChatStream:
         self._readers: dict[int, AnswerReader] = {}
         self._num_generated = 0
         self._num_cached = 0
-        plain = not (manner.splits_reasoning or manner.format or request.logprobs)
+        plain = not (manner.splits_reasoning or manner.format or manner.opening or request.logprobs)
         self._only_text = plain and not (request.continuous_usage or request.return_token_ids)
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
