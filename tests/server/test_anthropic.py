@@ -9,8 +9,12 @@ import pytest
 from servers import Server
 from tiny_checkpoints import VOCAB_SIZE, thinking_qwen2
 
+from quire.errors import EngineUnavailable
 from quire.server.anthropic.inputs import chat_request, messages_of
+from quire.server.anthropic.routes import Answer
 from quire.server.anthropic.schemas import MessagesRequest, read
+from quire.server.openai.answers import Manner
+from quire.server.openai.endpoint import Call
 
 END = VOCAB_SIZE + 1
 KEY = "sk-secret"
@@ -260,3 +264,10 @@ def test_thinking_and_effort_reach_the_chat():
     assert off.include_reasoning is False and off.chat_template_kwargs == {"enable_thinking": True, "x": 1}
     begun = chat_request(request(messages=[*HELLO, {"role": "assistant", "content": "A"}]))
     assert begun.continue_final_message and begun.add_generation_prompt is False
+
+
+def test_a_failure_on_the_way_is_told_in_the_apis_own_event():
+    answer = Answer(Call(None, "msg_1", "m", 1, request_id="r"), None, Manner())
+    name, _, data = answer.failed(EngineUnavailable("the server is stopping")).decode().strip().partition("\ndata: ")
+    assert name == "event: error"
+    assert json.loads(data) == {"type": "error", "error": {"type": "overloaded_error", "message": "the server is stopping"}, "request_id": "r"}  # fmt: skip

@@ -10,8 +10,12 @@ import pytest
 from servers import Server
 from tiny_checkpoints import VOCAB_SIZE, thinking_qwen2
 
-from quire.errors import InvalidRequest
+from quire.errors import InvalidRequest, RequestPoisoned
+from quire.server.openai.answers import Manner
+from quire.server.openai.endpoint import Call
 from quire.server.responses.inputs import messages_of
+from quire.server.responses.outputs import OutputBuilder
+from quire.server.responses.routes import Answer
 from quire.server.responses.store import ResponseNotFound, ResponseStore
 
 END = VOCAB_SIZE + 1
@@ -253,6 +257,24 @@ def test_fields_without_effect_and_unknown_ones(server):
     for query in ("limit=0", "limit=x", "order=up"):
         kept = httpx.post(server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 1}).json()["id"]
         assert httpx.get(f"{server.url}/v1/responses/{kept}/input_items?{query}").status_code == 400
+
+
+def test_a_failure_on_the_way_is_told_in_the_apis_own_events():
+    class Request:
+        stream, store, instructions, model, input = True, False, None, None, "x"
+        max_output_tokens = previous_response_id = reasoning = text = tools = tool_choice = top_logprobs = None
+        parallel_tool_calls = temperature = top_p = model_extra = None
+
+    answer = Answer(Request(), Call(None, "resp_1", "m", 1))
+    answer._builder = OutputBuilder(Manner())
+    lines = answer.failed(RequestPoisoned("it ended the engine twice")).decode().strip().split("\n\n")
+    events = [json.loads(line.partition("data: ")[2]) for line in lines]
+    assert [e["type"] for e in events] == ["error", "response.failed"] and [e["sequence_number"] for e in events] == [
+        0,
+        1,
+    ]
+    assert (events[0]["code"], events[0]["message"]) == ("request_poisoned", "it ended the engine twice")
+    assert events[1]["response"]["status"] == "failed" and events[1]["response"]["error"]["message"]
 
 
 def test_items_become_messages():

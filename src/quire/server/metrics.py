@@ -14,7 +14,9 @@ from quire.engine.times import Times
 
 PREFIX = "vllm:"
 LABELS = ("model_name", "engine")
-HANDLERS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/version", "/load")
+HANDLERS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models", "/version", "/load",
+)  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 FINISH_REASONS = ("stop", "length", "abort", "error")
 TTFT_BUCKETS_S = (

@@ -36,15 +36,23 @@ class EventStream(Response):
 
     events  whole events; an error on the way becomes a last event {"error": ...}, and [DONE] does not follow
     close   called at the end in any case: finished, failed, or client gone
+    tell    the last event of an error, where the API has its own
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], None],
+        headers: dict[str, str],
+        tell: Callable[[QuireError], bytes] = lambda error: event(error_bytes(error)),
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -60,15 +68,12 @@ class EventStream(Response):
             async for data in self._events:
                 await send_body({"type": "http.response.body", "body": data, "more_body": True})
         except QuireError as error:
-            await _send_error(send, error)
+            await send({"type": "http.response.body", "body": self._tell(error), "more_body": True})
         except Exception:
             log.exception("a stream failed")
-            await _send_error(send, InternalError("the server failed on this request"))
+            data = self._tell(InternalError("the server failed on this request"))
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _send_error(send: Send, error: QuireError) -> None:
-    await send({"type": "http.response.body", "body": event(error_bytes(error)), "more_body": True})
 
 
 async def until_client_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -32,10 +32,11 @@ async def messages(http: Request) -> Response:
     request, call = await read_call(http, read, "msg_")
     call.headers["request-id"] = call.request_id
     with renaming(NAMES):
-        generation, manner = await begin(chat_request(request), call)
+        chat = await off_loop(call.num_bytes, lambda: chat_request(request))
+        generation, manner = await begin(chat, call)
     answer = Answer(call, generation, manner)
     if request.stream:
-        return EventStream(answer.events(), generation.close, call.headers)
+        return EventStream(answer.events(), generation.close, call.headers, answer.failed)
     try:
         message = await until_client_gone(http.receive, answer.whole())
     finally:
@@ -71,18 +72,19 @@ class Answer:
         return message
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The stream of the message. A failure on its way is told in the API's own event."""
-        try:
-            yield _event({"type": "message_start", "message": self._message()}) + _event({"type": "ping"})
-            async for output, result in self._outputs():
-                news = self._builder.push(output.text, output.finish_reason is not None, output.token_ids)
-                if news:
-                    yield b"".join(map(_event, news))
-                if output.finish_reason is not None:
-                    yield _event({"type": "message_delta", "delta": self._end(output), "usage": self._usage(result)})
-                    yield _event({"type": "message_stop"})
-        except QuireError as error:
-            yield _event(errors.body(error.status, errors.message_of(error), self._call.request_id))
+        """The stream of the message. Raises QuireError."""
+        yield _event({"type": "message_start", "message": self._message()}) + _event({"type": "ping"})
+        async for output, result in self._outputs():
+            news = self._builder.push(output.text, output.finish_reason is not None, output.token_ids)
+            if news:
+                yield b"".join(map(_event, news))
+            if output.finish_reason is not None:
+                yield _event({"type": "message_delta", "delta": self._end(output), "usage": self._usage(result)})
+                yield _event({"type": "message_stop"})
+
+    def failed(self, error: QuireError) -> bytes:
+        """The last event of a stream that failed on its way."""
+        return _event(errors.body(error.status, errors.message_of(error), self._call.request_id))
 
     async def _outputs(self) -> AsyncIterator[tuple[CompletionOutput, RequestOutput]]:
         async for _, result in self._generation.outputs():

@@ -36,7 +36,7 @@ async def create(http: Request) -> Response:
     answer = Answer(request, call)
     await answer.begin()
     if request.stream:
-        return EventStream(answer.events(), answer.close, call.headers)
+        return EventStream(answer.events(), answer.close, call.headers, answer.failed)
     try:
         response = await until_client_gone(http.receive, answer.whole())
     finally:
@@ -48,9 +48,9 @@ async def create(http: Request) -> Response:
 async def input_tokens(http: Request) -> Response:
     """How many tokens the prompt of such a request has."""
     request, call = await read_call(http, read, "resp_")
-    chat = chat_request(request, [*_earlier(request, call.serving), *items_of(request)])
+    items = [*_earlier(request, call.serving), *items_of(request)]
     with renaming(NAMES):
-        found = await off_loop(call.num_bytes, lambda: prepare(chat, call.serving))
+        found = await off_loop(call.num_bytes, lambda: prepare(chat_request(request, items), call.serving))
     ids = call.serving.frontend.tokenize(found.prompt, add_special_tokens=False)
     return _json({"object": "response.input_tokens", "input_tokens": len(ids)}, call.headers)
 
@@ -110,7 +110,8 @@ class Answer:
 
     async def begin(self) -> None:
         """Submits it. Raises ClientError types or EngineUnavailable."""
-        chat = chat_request(self._request, [*self._earlier, *self._inputs])
+        items = [*self._earlier, *self._inputs]
+        chat = await off_loop(self._call.num_bytes, lambda: chat_request(self._request, items))
         with renaming(NAMES):
             self._generation, manner = await begin(chat, self._call)
         self._builder = OutputBuilder(manner, _writer(chat, self._call.serving))
@@ -129,22 +130,24 @@ class Answer:
         return response
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The stream of the response. A failure on its way is told in the API's own events."""
-        try:
-            for kind in ("response.created", "response.in_progress"):
-                yield self._event({"type": kind, "response": self._response("in_progress")})
-            async for output, result in self._outputs():
-                news = self._builder.push(output.text, output.finish_reason, output.token_ids, output.logprobs)
-                if news:
-                    yield b"".join(map(self._event, news))
-                if output.finish_reason is not None:
-                    response = self._finished(output, result)
-                    yield self._event({"type": f"response.{response['status']}", "response": response})
-        except QuireError as error:
-            told = {"code": error.code or error.type, "message": str(error)}
-            yield self._event({"type": "error", **told, "param": error.param})
-            failed = {**self._response("failed"), "error": {**told, "code": "server_error"}}
-            yield self._event({"type": "response.failed", "response": failed})
+        """The stream of the response. Raises QuireError."""
+        for kind in ("response.created", "response.in_progress"):
+            yield self._event({"type": kind, "response": self._response("in_progress")})
+        async for output, result in self._outputs():
+            news = self._builder.push(output.text, output.finish_reason, output.token_ids, output.logprobs)
+            if news:
+                yield b"".join(map(self._event, news))
+            if output.finish_reason is not None:
+                response = self._finished(output, result)
+                yield self._event({"type": f"response.{response['status']}", "response": response})
+
+    def failed(self, error: QuireError) -> bytes:
+        """The last events of a stream that failed on its way."""
+        told = {"code": error.code or error.type, "message": str(error)}
+        response = {**self._response("failed"), "error": {**told, "code": "server_error"}}
+        return self._event({"type": "error", **told, "param": error.param}) + self._event(
+            {"type": "response.failed", "response": response}
+        )
 
     async def _outputs(self) -> AsyncIterator[tuple[CompletionOutput, RequestOutput]]:
         num_generated = 0
