@@ -139,6 +139,7 @@ def sweep(folder: str, seconds: float) -> None:
         if time.monotonic() > deadline:
             break
         shape, share, length, seqs = case
+        start = time.monotonic()
         try:
             with engine(shape, folder, max_model_len=length, max_num_seqs=seqs, gpu_memory_utilization=share) as llm:
                 failed = full_load(llm)
@@ -149,6 +150,7 @@ def sweep(folder: str, seconds: float) -> None:
             wrong += [] if "To mend it" in str(error) else [(case, str(error))]
         except Exception as error:  # torch's out-of-memory among them: what the sweep is for
             wrong.append((case, f"{type(error).__name__}: {str(error)[:300]}"))
+        print(f"{case}: {time.monotonic() - start:.1f} s, {counts}, {len(wrong)} wrong", flush=True)
     print(f"{sum(counts.values()) + len(wrong)} of {len(SWEEP)} cases: {counts}; wrong: {wrong or 'none'}", flush=True)
 
 

@@ -15,7 +15,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 KERNELS = Path(__file__).parent / "kernels"
-CACHE = Path.home() / ".cache" / "quire" / "kernels"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quire" / "kernels"
 
 
 def library_path() -> str | None:
