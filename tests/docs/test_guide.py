@@ -15,6 +15,7 @@ GENERATED = {"cli.md", "http-api.md", "python-api.md"}
 WRITTEN = [name for name in PAGES if name not in GENERATED]
 FOLDERS = (ROOT / "docs" / "guide", ROOT / "docs" / "guide" / "zh")
 LINK = re.compile(r"\]\(((?!https?:)[^)\s#]+)")
+NUMBER = re.compile(r"(?<![\w.])\d[\d,.]*\d")  # of two digits and more
 ERROR = re.compile(r"^### `(.*)`$", re.M)
 
 
@@ -50,6 +51,7 @@ def test_both_languages_name_the_same_things(name: str):
     english, chinese = (prose(folder / name) for folder in FOLDERS)
     assert set(spans(english)) == set(spans(chinese))
     assert ERROR.findall(english) == ERROR.findall(chinese)
+    assert set(NUMBER.findall(english)) == set(NUMBER.findall(chinese))
     assert re.findall(r"^#+", english, re.M) == re.findall(r"^#+", chinese, re.M)
     targets = [
         {Path(target).name.replace("README_zh.md", "README.md") for target in LINK.findall(text)}
