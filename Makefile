@@ -19,7 +19,7 @@ help:  ## this list; ARGS="..." is handed on, as in make serve ARGS="--port 8001
 serve: install  ## install quire and serve the bundled model on http://127.0.0.1:8000
 	@$(PYTHON) -m quire serve $(ARGS)
 
-test: install-dev  ## the default suite: CPU, no network
+test: install-dev  ## the default suite: CPU, no network but package indexes
 	@$(PYTHON) -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: install-dev  ## formatting, lint, types, layer contract, documents; sizes are printed

@@ -29,7 +29,7 @@ def python_of(source: Path) -> Path:
     if not (folder / DONE).exists():
         _anew(folder)
         _call([sys.executable, "-m", "venv", str(folder)])
-        _call([str(python), "-m", "pip", "install", "--quiet", *TORCH_INDEX, "-r", str(wanted)])
+        _call([str(python), "-m", "pip", "install", "--quiet", "--retries", "2", *TORCH_INDEX, "-r", str(wanted)])
         (folder / DONE).touch()
     return python
 

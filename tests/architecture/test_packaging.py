@@ -69,7 +69,9 @@ def undeclared(paths: list[Path], declared: set[str]) -> list[str]:
 
 
 def test_every_import_of_the_package_is_a_dependency():
-    optional = required("modelscope") | required("otel") | {"triton"}  # PyTorch for CUDA brings triton; other machines do without
+    optional = (
+        required("modelscope") | required("otel") | {"triton"}
+    )  # PyTorch for CUDA brings triton; other machines do without
     assert undeclared(sorted(PACKAGE.rglob("*.py")), required() | optional) == []
 
 

@@ -89,8 +89,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_site_is_whole_and_loads_nothing_from_elsewhere(site: Path):
-    for page in (folder / name.replace(".md", ".html") for folder in (site, site / "zh") for name in PAGES):
+    for source in (*GUIDE, *GUIDE_ZH):
+        page = site / source.relative_to(FOLDERS[0]).with_suffix(".html")
         html = page.read_text(encoding="utf-8")
+        markdown = source.read_text(encoding="utf-8")
+        assert html.count("<table") == len(re.findall(r"^\|---", markdown, re.M))
+        assert html.count("<pre") == markdown.count("\n```") // 2
         loaded = re.findall(
             r'<(?:script|img)[^>]* src="?([^">\s]+)|<link[^>]*rel="?stylesheet"?[^>]*href="?([^">\s]+)', html
         )
