@@ -29,6 +29,8 @@ HEAD_DIMS = (64, 128)
 MOST_GROUP = 16  # query heads that share a key head: rows of one matrix instruction
 MOST_LAYERS = 32  # kernels are made for a multiple of it
 NUM_THREADS = 288
+LEAST_STAGE_BYTES, STAGE_BYTES, MOST_STAGE_BYTES = 24_576, 28_672, 32_768
+SMALL_HIDDEN = 1024  # below it, waits are longer than reading the weights, and shorter with less on its way
 LOG2_E = 1.4426950408889634
 
 
@@ -58,11 +60,21 @@ def run(net: DecoderTensors, fwd: ForwardBatch) -> Tensor | None:
         macros, architecture = macros_of(net, fwd), _architecture()
         take(lambda: _nvrtc.compile_kernel("decode_step.cu", macros, architecture))
         return torch.empty(rows, net.head.shape[0], dtype=net.head.dtype, device=net.head.device)
-    steps = _STEPS.setdefault(net, {})
-    caches = tuple(kv.data_ptr() for kv in fwd.kv_caches)
-    if rows not in steps or steps[rows].caches != caches:
-        steps[rows] = Step(net, fwd)
-    return steps[rows].run(net, fwd)
+    step = _step(net, fwd)
+    return None if step is None else step.run(net, fwd)
+
+
+def _step(net: DecoderTensors, fwd: ForwardBatch) -> "Step | None":
+    """The kernel for so many rows and these caches; None = it cannot be made here, as has been said."""
+    steps, rows = _STEPS.setdefault(net, {}), fwd.num_sequences
+    found = steps.get(rows)
+    if rows not in steps or (found is not None and found.caches != _addresses(fwd)):
+        try:
+            steps[rows] = Step(net, fwd)
+        except RuntimeError as error:
+            logger.warning("decoding steps of %d rows run layer by layer: %s", rows, error)
+            steps[rows] = None
+    return steps[rows]
 
 
 class Step:
@@ -70,7 +82,7 @@ class Step:
 
     def __init__(self, net: DecoderTensors, fwd: ForwardBatch) -> None:
         device = net.embedding.device
-        self.caches = tuple(kv.data_ptr() for kv in fwd.kv_caches)
+        self.caches = _addresses(fwd)
         image = _nvrtc.compile_kernel("decode_step.cu", macros_of(net, fwd), _architecture())
         self._kernel = Kernel(image, "decode_step", NUM_THREADS, _shared_bytes())
         if self._kernel.programs_per_processor() < 1:
@@ -92,7 +104,11 @@ class Step:
         return logits
 
 
-_STEPS: WeakKeyDictionary[DecoderTensors, dict[int, Step]] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[DecoderTensors, dict[int, Step | None]] = WeakKeyDictionary()
+
+
+def _addresses(fwd: ForwardBatch) -> tuple[int, ...]:
+    return tuple(kv.data_ptr() for kv in fwd.kv_caches)
 
 
 def refusals(net: DecoderTensors, fwd: ForwardBatch) -> list[str]:
@@ -115,7 +131,7 @@ def refusals(net: DecoderTensors, fwd: ForwardBatch) -> list[str]:
 def macros_of(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, str | int]:
     """Sizes that the kernel is compiled for."""
     layer, rows = net.layers[0], fwd.num_sequences
-    small = layer.out.shape[0] < SMALL_HIDDEN
+    stage_bytes = _stage_bytes(layer.out.shape[0])
     return {
         "ROWS": rows,
         "MOST_LAYERS": -(-len(net.layers) // MOST_LAYERS) * MOST_LAYERS,
@@ -133,12 +149,16 @@ def macros_of(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, str | int]:
         "CTAS": _processors(),
         "SHARED_BYTES": _shared_bytes(),
         "SPLITS": max(1, min(8 if rows == 1 else 4, _processors() // (rows * net.num_kv_heads))),
-        "STAGE_BYTES": 28672,
-        "WINDOW_BYTES": 28672 if small else 57344,
+        "STAGE_BYTES": stage_bytes,
+        "WINDOW_BYTES": stage_bytes * (1 if layer.out.shape[0] < SMALL_HIDDEN else 2),
     }
 
 
-SMALL_HIDDEN = 1024
+def _stage_bytes(hidden_size: int) -> int:
+    """Size of a piece of the ring of weights: as many times 8 whole rows as come near 28 KB, so that they are one copy."""
+    rows_bytes = 8 * hidden_size * 2
+    count = MOST_STAGE_BYTES // rows_bytes
+    return count * rows_bytes if count * rows_bytes >= LEAST_STAGE_BYTES else STAGE_BYTES
 
 
 def _vector_bytes(net: DecoderTensors, fwd: ForwardBatch) -> int:

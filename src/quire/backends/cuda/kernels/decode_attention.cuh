@@ -204,6 +204,11 @@ DEVICE void Consumer::project_out(const Layer& layer, u32* words, const u32* par
             const int row = (start + i) / VECTORS;
             used[i] = row < ROWS && column((start + i) % VECTORS) < Q_SIZE ? Plan(args, row, (int)layer.window).used : 0;
         }
+        // The first split's, before all are asked for.
+        for (u32 polls = 0; used[0] && (u32)(l[0][0] >> 32) != tag; polls++) {
+            l[0][0] = load_relaxed(lse + start / VECTORS * SPLITS * Q_HEADS + column(start % VECTORS) / HEAD);
+            if (polls > MAX_POLLS) __trap();
+        }
         bool all = false;
         for (u32 polls = 0; !all; polls++) {
 #pragma unroll

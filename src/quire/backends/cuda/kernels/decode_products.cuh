@@ -30,7 +30,7 @@ struct Consumer {
     template <int K, class Take>
     DEVICE void take_words(const u32* words, Take take) const {
         constexpr int VECTORS = vectors(K), ALL = ROWS * VECTORS, BATCH = ALL < 10 ? ALL : 10;
-        if (ALL > BATCH) wait_for(words);
+        if (ALL > 2) wait_for<K>(words);
 #pragma unroll
         for (int start = 0; start < ALL; start += BATCH) {
             uint4 v[BATCH];
@@ -64,10 +64,15 @@ struct Consumer {
     DEVICE int column(int j) const { return (warp + WARPS * (2 * j + lane / 16)) * 64 + lane % 16 * 4; }
     __host__ DEVICE static constexpr int vectors(int k) { return ceil_div(ceil_div(k / 64, WARPS), 2); }
 
-    // Waits for the first of many vectors, so that waiting does not keep the L2 busy.
+    // Waits for the first of many vectors: if all were read until they are there, the L2 would be busy with that.
+    template <int K>
     DEVICE void wait_for(const u32* words) const {
-        for (u32 polls = 0; !__all_sync(~0u, fresh(load_relaxed(words + column(0)), tag)); polls++)
+        const bool mine = column(0) < K;
+        uint4 v = make_uint4(~tag, 0, 0, 0);
+        for (u32 polls = 0; !__all_sync(~0u, !mine | fresh(v, tag)); polls++) {
+            load_relaxed_if(mine, v, words + column(0));
             if (polls > MAX_POLLS) __trap();
+        }
     }
 
     template <int K>
