@@ -9,7 +9,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from quire.core.batch import Batch, NewSequence, TokenLogprobs
 from quire.core.params import SamplingParams
+from quire.core.sequence import MAX_LOGPROBS_ALONE
 from quire.ops.greedy import greedy as most_likely
+from quire.ops.sample_tokens import MAX_TOP
 from quire.runner.grammars import Grammars
 from quire.runner.sampler import ALL_FORBIDDEN, NOT_FINITE, Sampler
 from quire.runner.sampling_table import SamplingTable
@@ -183,3 +185,7 @@ def test_the_copy_brings_every_part_in_its_own_shape_and_dtype() -> None:
     for part, array in zip(parts, arrays, strict=True):
         np.testing.assert_array_equal(array, part.numpy())
         assert array.dtype == part.numpy().dtype
+
+
+def test_the_device_tells_as_many_likeliest_tokens_as_a_sequence_may_ask_of_it_alone() -> None:
+    assert MAX_LOGPROBS_ALONE <= MAX_TOP

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.core.sequence import MAX_LOGPROBS_ALONE
 from quire.ops.count_tokens import WORD_BITS
 from quire.ops.registry import Ops
 from quire.ops.sample_tokens import MAX_SHORT_K, MAX_TOP, TEMPERATURE
@@ -24,7 +23,6 @@ TOPS = (8, MAX_TOP)  # so many of the likeliest tokens are told, where any are a
 RANK, CHOSEN, FIRST_TOP = range(
     3
 )  # columns of scores; after them the ids of the likeliest, then their log-probabilities
-assert MAX_LOGPROBS_ALONE <= MAX_TOP
 
 
 @dataclass(frozen=True)
