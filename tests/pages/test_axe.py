@@ -1,4 +1,4 @@
-"""axe-core finds nothing serious on the two pages: in both languages, light and dark, on a desk and on a phone; nor is the console used."""
+"""axe-core finds nothing on the two pages: in both languages, light and dark, on a desk and on a phone; nor is the console used."""
 
 import json
 import shutil
@@ -34,22 +34,18 @@ def axe() -> str:
 
 
 def faults(page: Browser, axe: str) -> list[str]:
-    """What axe calls serious or critical, with the places."""
+    """What axe finds, with the places; of whatever impact."""
     page.run(f"{axe}; 0")
     found = json.loads(
         page.run("axe.run(document, {resultTypes: ['violations']}).then((r) => JSON.stringify(r.violations))")
     )
     assert isinstance(found, list)
-    return [
-        f"{fault['id']}: {[node['html'][:120] for node in fault['nodes']]}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-    ]
+    return [f"{fault['id']}: {[node['html'][:120] for node in fault['nodes']]}" for fault in found]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("language", ["en-US", "zh-CN"])
-def test_pages_have_no_serious_fault(server: Server, axe: str, language: str, dark: bool):
+def test_pages_have_no_fault(server: Server, axe: str, language: str, dark: bool):
     with Browser(language) as page:
         for width, height in SIZES:
             page.resize(width, height, dark)
