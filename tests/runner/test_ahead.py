@@ -62,23 +62,27 @@ def gone_through(steps, caplog, collect=nothing):
     return caplog.text
 
 
-def test_the_first_tokens_kernels_are_there_after_waiting(caplog):
-    done = []
-    later = threading.Event()
+def test_the_first_tokens_kernels_are_there_after_waiting_and_others_are_not_begun_before(caplog):
+    done, begun, over = [], threading.Event(), threading.Event()
+
+    def later():
+        begun.set()
+        assert over.wait(10)
+        done.append("c")
+
+    jobs = [lambda: done.append("a"), later, lambda: done.append("b") or begun.is_set() and done.append("too early")]
 
     @contextmanager
     def collect(take):
-        jobs[:] = [lambda: done.append("a"), lambda: done.append("b"), later.wait]
-        yield jobs.append(take)
+        takes.append(take)
+        yield
 
-    jobs = []
-
-    def step(index):
-        return lambda: jobs[-1](jobs[index])
-
-    text = gone_through([(True, step(0)), (True, step(1)), (False, step(2))], caplog, collect)
-    later.set()
+    takes = []
+    steps = [(True, lambda: takes[0](jobs[0])), (False, lambda: takes[0](jobs[1])), (True, lambda: takes[0](jobs[2]))]
+    text = gone_through(steps, caplog, collect)
     assert sorted(done) == ["a", "b"] and "2 kernels compiled" in text
+    over.set()
+    assert begun.wait(10), "the rest follows"
     assert any(getattr(record, "phase", "").startswith("kernels") for record in caplog.records)
 
 

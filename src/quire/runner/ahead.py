@@ -57,8 +57,9 @@ class KernelsAhead:
         self._steps = steps
         self._collect = collect
         self._pool = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile")
-        self._jobs: list[Future[None]] = []
-        self._first = 0  # of the jobs, those that the first token needs
+        self._first: list[Future[None]] = []  # what the first token needs
+        self._later: list[Job] = []  # begun after these: compilers share the interpreter, the first token would wait for all
+        self._is_first = True
         self._thread = threading.Thread(target=self._run, name="compile-ahead")
 
     @classmethod
@@ -88,20 +89,22 @@ class KernelsAhead:
         """Waits until what the steps were gone through with is given back: the device's memory is then free for others."""
         self._thread.join()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """What could not be compiled is left to its first launch."""
         before = time.perf_counter()
         self._thread.join()
-        for job in self._jobs[: self._first]:
-            if error := job.exception():
-                logger.warning("a kernel could not be compiled ahead: %s", error)
+        for job in self._first:
+            if failure := job.exception():
+                logger.warning("a kernel could not be compiled ahead: %s", failure)
+        for later in self._later if error is None else ():
+            self._pool.submit(later)
         self._pool.shutdown(wait=False)
         sys.setswitchinterval(self._turns)
         now = time.perf_counter()
         if self._first:
             total, waited = now - self._started, now - before
             logger.info(
-                "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", self._first, total, waited,
+                "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", len(self._first), total, waited,
                 extra={"phase": "kernels, beyond all that went on meanwhile", "seconds": waited},
             )  # fmt: skip
 
@@ -109,13 +112,16 @@ class KernelsAhead:
         try:
             with torch.inference_mode(), self._collect(self._take):
                 for is_first, step in self._steps:
+                    self._is_first = is_first
                     step()
-                    self._first = len(self._jobs) if is_first else self._first
         except Exception:
             logger.warning("kernels are compiled when they are needed, not ahead", exc_info=True)
 
     def _take(self, job: Job) -> None:
-        self._jobs.append(self._pool.submit(job))
+        if self._is_first:
+            self._first.append(self._pool.submit(job))
+        else:
+            self._later.append(job)
 
 
 class DrySteps:
