@@ -58,7 +58,7 @@ class KernelsAhead:
         self._collect = collect
         self._pool = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile")
         self._first: list[Future[None]] = []  # what the first token needs
-        self._later: list[Job] = []  # begun after these: compilers share the interpreter, the first token would wait for all
+        self._later: list[Job] = []  # begun after these, which would wait for them: compilers share the interpreter
         self._is_first = True
         self._thread = threading.Thread(target=self._run, name="compile-ahead")
 
