@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from triton.runtime.errors import OutOfResources
 
-from quire.backends.triton import linear, paged_attention
+from quire.backends.triton import _split_keys, linear, paged_attention
 from quire.ops.forward_batch import ForwardBatch
-from quire.ops.registry import implementations, specs
+from quire.ops.registry import implementations, resolve, specs
 
 SHAPES = {  # query heads, key heads, head size, hidden, inner
     "0.5b": (14, 2, 64, 896, 4864),
@@ -172,13 +172,13 @@ def linear_calls(product: Callable[..., Any], tokens: int, in_size: int, out_siz
 
 
 def linear_rows(
-    shape: str, token_counts: tuple[int, ...] = (1, 2, 4, 8, 16), library: bool = True
+    shape: str, token_counts: tuple[int, ...] = (1, 16, 64, 128, 256), library: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Products of a few rows by the own kernels and by the matrix library: bytes of weight over time."""
+    """Products by the operator that is chosen and by the matrix library: bytes of weight over time."""
+    product = resolve(("cuda", "triton"))[0].linear
     for name, (in_size, out_size) in linear_sizes(shape).items():
         for tokens in token_counts:
-            own = linear.gemv if tokens == 1 else linear.few_rows
-            us = device_us(linear_calls(own, tokens, in_size, out_size))
+            us = device_us(linear_calls(product, tokens, in_size, out_size))
             row: dict[str, Any] = {"op": "linear", "shape": shape, "case": f"{name} T={tokens}", "us": us}
             if library:
                 row["torch_us"] = device_us(linear_calls(torch.nn.functional.linear, tokens, in_size, out_size))
@@ -212,9 +212,7 @@ def ceilings() -> dict[str, float]:
 
 def sweep_attention() -> Iterator[dict[str, Any]]:
     """Other tiles of the attention kernels."""
-    decode_tiles, prefill_tiles, splits = (
-        paged_attention.decode_tiles, paged_attention.prefill_tiles, paged_attention.splits,
-    )  # fmt: skip
+    decode_tiles, prefill_tiles, splits = _split_keys.decode_tiles, paged_attention.prefill_tiles, _split_keys.splits
     few = [("0.5b", 1, 256), ("7b", 1, 256), ("7b", 1, 1024), ("7b", 8, 1024)]
     many = [("0.5b", 256, 256), ("7b", 64, 256), ("7b", 256, 256), ("7b", 256, 1024)]
     for split, block_n, warps, stages, cases in (
@@ -222,17 +220,17 @@ def sweep_attention() -> Iterator[dict[str, Any]]:
         *((128, n, w, s, few) for n, w, s in itertools.product((64, 128), (4,), (2, 4))),
         *((256, n, w, s, many) for n, w, s in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 5))),
     ):
-        paged_attention.decode_tiles = lambda *a, b=block_n, w=warps, s=stages: replace(
+        _split_keys.decode_tiles = lambda *a, b=block_n, w=warps, s=stages: replace(
             decode_tiles(*a), block_n=b, num_warps=w, num_stages=s
         )
-        paged_attention.splits = lambda n, keys=split: (keys, 64 if keys < 256 else 32)
+        _split_keys.splits = lambda n, keys=split: (keys, 64 if keys < 256 else 32)
         tiles = {"tiles": f"split={split} n={block_n} warps={warps} stages={stages}"}
         for shape, batch, context in cases:
             try:
                 yield {**decode_row(shape, batch, context), **tiles}
             except OutOfResources as error:
                 yield {"op": "decode", "shape": shape, **tiles, "error": str(error)}
-    paged_attention.decode_tiles, paged_attention.splits = decode_tiles, splits
+    _split_keys.decode_tiles, _split_keys.splits = decode_tiles, splits
     for block_m, block_n, warps, stages in (
         (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3),
     ):  # fmt: skip
@@ -250,12 +248,12 @@ def sweep_attention() -> Iterator[dict[str, Any]]:
 
 def sweep_splits() -> Iterator[dict[str, Any]]:
     """Key splits of decoding attention at batch sizes where it is open how many programs there should be."""
-    splits = paged_attention.splits
+    splits = _split_keys.splits
     for keys, most in ((64, 64), (128, 64), (256, 32)):
-        paged_attention.splits = lambda n, s=(keys, most): s
+        _split_keys.splits = lambda n, s=(keys, most): s
         for shape, batch, context in itertools.product(("0.5b", "7b"), (8, 32, 64, 128, 256), (256, 1024, 2048)):
             yield {**decode_row(shape, batch, context), "tiles": f"split={keys}"}
-    paged_attention.splits = splits
+    _split_keys.splits = splits
 
 
 def rows() -> Iterator[dict[str, Any]]:

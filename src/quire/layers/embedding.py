@@ -27,10 +27,13 @@ class LmHead(nn.Module):
 
     def __init__(self, build: Build, vocab_size: int, hidden_size: int, tied: bool) -> None:
         super().__init__()
-        self.linear = build.ops.linear
+        self.ops = build.ops
         empty = None if tied else torch.empty(vocab_size, hidden_size, dtype=build.dtype, device=build.device)
         self.register_parameter("weight", None if empty is None else nn.Parameter(empty, requires_grad=False))
 
     def forward(self, hidden: Tensor, embedding_weight: Tensor) -> Tensor:
-        weight = embedding_weight if self.weight is None else self.weight
-        return self.linear(hidden, weight)
+        return self.ops.linear(hidden, embedding_weight if self.weight is None else self.weight)
+
+    def likeliest(self, hidden: Tensor, embedding_weight: Tensor) -> Tensor:
+        """Hidden states to the likeliest token of each: [S, hidden] -> [S]."""
+        return self.ops.linear_greedy(hidden, embedding_weight if self.weight is None else self.weight)

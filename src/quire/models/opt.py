@@ -151,3 +151,8 @@ class Model(nn.Module):
         """hidden [S, E] -> [S, V]."""
         logits: Tensor = self.lm_head(hidden, self.model.decoder.embed_tokens.weight)
         return logits
+
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """hidden [S, H] -> [S], the likeliest token of each row as ops.greedy has it; logits need not be made."""
+        ids: Tensor = self.lm_head.likeliest(hidden, self.model.decoder.embed_tokens.weight)
+        return ids

@@ -39,12 +39,13 @@ class Ops:
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
     greedy: Callable[..., Tensor]
+    linear_greedy: Callable[..., Tensor]
     draw_tokens: Callable[..., Tensor]
     place_tokens: Callable[..., None]
     take_tokens: Callable[..., None]
-    decode_step: Callable[..., Tensor | None]
     sample_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     count_tokens: Callable[..., None]
+    decode_step: Callable[..., Tensor | None]
 
 
 @dataclass(frozen=True)

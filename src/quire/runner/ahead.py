@@ -148,13 +148,19 @@ class DrySteps:
             hidden = model(fwd.input_ids, fwd.positions, fwd)
             return cast(Tensor, model.compute_logits(hidden[fwd.logits_indices]))
 
+        def likeliest(fwd: ForwardBatch) -> Tensor:
+            found = whole.logits(fwd)
+            if found is not None:
+                return self.ops.greedy(found)
+            return cast(Tensor, model.likeliest(model(fwd.input_ids, fwd.positions, fwd)))
+
         def prompts(size: tuple[int, int]) -> Tensor:
             return self.ops.greedy(logits(_prompt_step(*size, kv_caches)))
 
         table = SequenceTable(c.max_num_seqs, c.max_model_len, c.block_size)
         sampling = SamplingTable(c.max_num_seqs)
         sampler = DeviceSampler(self.ops, table, sampling, self.sizes.vocab_size, device)
-        loop = DecodeLoop(self.platform, logits, self.ops, table, sampling, kv_caches, sampler, None, 1)
+        loop = DecodeLoop(self.platform, logits, likeliest, self.ops, table, sampling, kv_caches, sampler, None, 1)
 
         def decode(size: int) -> None:
             loop._state.zero_()  # the last step's tokens mean nothing

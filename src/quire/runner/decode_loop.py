@@ -37,6 +37,7 @@ class DecodeLoop:
     """State of R rows on the device, and the steps that move them on.
 
     compute    ForwardBatch -> logits [B, V]; never waits for the device
+    likeliest  ForwardBatch -> the likeliest token of each row [B]; neither does it
     sampler    chooses the tokens
     pool       of captured steps; None = steps run eagerly
     max_steps  most steps of a batch
@@ -48,6 +49,7 @@ class DecodeLoop:
         self,
         platform: Platform,
         compute: Callable[[ForwardBatch], Tensor],
+        likeliest: Callable[[ForwardBatch], Tensor],
         ops: Ops,
         table: SequenceTable,
         sampling: SamplingTable,
@@ -61,6 +63,7 @@ class DecodeLoop:
         self.max_steps = max_steps
         self._platform = platform
         self._compute = compute
+        self._likeliest = likeliest
         self._ops = ops
         self._kv_caches = kv_caches
         self._sampler = sampler
@@ -213,11 +216,13 @@ class DecodeLoop:
         self._ops.place_tokens(
             fwd.positions, limits, failed, fwd.block_tables, self.table.block_size, fwd.slot_mapping, fwd.seq_lens
         )
-        logits = self._compute(fwd)
-        rows = self._state[ROWS, :size]
-        ids, scores = self._sampler.choose(
-            logits, self.manner, self._controls[:, :size], self._uniforms[:, :size], self._step, rows
-        )
+        rows, scores = self._state[ROWS, :size], None
+        if self.manner == GREEDY:
+            ids = self._likeliest(fwd)
+        else:
+            ids, scores = self._sampler.choose(
+                self._compute(fwd), self.manner, self._controls[:, :size], self._uniforms[:, :size], self._step, rows
+            )
         if scores is not None:
             self._scores[self.manner.num_top][:, :size].index_copy_(0, self._step, scores.unsqueeze(0))
         if self.manner.penalises:

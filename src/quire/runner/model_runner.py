@@ -112,6 +112,7 @@ class ModelRunner:
             self.loop = DecodeLoop(
                 platform,
                 self._raw_logits,
+                self._likeliest,
                 ops,
                 self.table,
                 self.sampling,
@@ -269,6 +270,14 @@ class ModelRunner:
         if logits is None:
             logits = self.model.compute_logits(self.model(fwd.input_ids, fwd.positions, fwd))
         return logits
+
+    def _likeliest(self, fwd: ForwardBatch) -> Tensor:
+        """The likeliest token [B] of each row of a decoding step."""
+        logits = self.whole.logits(fwd)
+        if logits is not None:
+            return self.sampler.greedy(logits)
+        ids: Tensor = self.model.likeliest(self.model(fwd.input_ids, fwd.positions, fwd))
+        return ids
 
     def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor, logits: Tensor) -> StepResult:
         """Samples and results; the device is waited for once."""

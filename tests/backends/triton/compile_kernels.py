@@ -26,7 +26,10 @@ from quire.backends.triton import (  # noqa: E402
     _kernels_norm,
     _kernels_pointwise,
     _kernels_sample,
-    linear,
+    _kernels_score,
+    _kernels_split,
+    _split_keys,
+    linear_greedy,
     paged_attention,
 )
 from quire.ops.contract import Inputs  # noqa: E402
@@ -44,9 +47,15 @@ POINTERS = {
 }
 
 
+MODULES = (
+    _kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample, _kernels_score,
+    _kernels_split,
+)  # fmt: skip
+
+
 def record_launches() -> None:
     """Makes every kernel print what its compilation gives in place of running."""
-    for module in (_kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample):
+    for module in MODULES:
         for name, kernel in vars(module).items():
             if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Recorder(kernel))
@@ -124,13 +133,17 @@ def calls() -> Iterator[tuple[str, Inputs]]:
     yield "greedy", {"logits": make(4, 152_064)}
     for name in ("draw_tokens", "place_tokens", "take_tokens"):
         yield name, next(specs()[name].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
-    yield "count_tokens", next(specs()["count_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))
-    for inputs in list(specs()["sample_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))[:2]:
+    yield (
+        "count_tokens",
+        next(specs()["count_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu"))),
+    )
+    for inputs in list(specs()["sample_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))[
+        :2
+    ]:
         yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064)}
         yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064), "seen": None, "counts": None}
     yield "linear_silu_mul", {"x": make(1, 3584), "weight": make(2 * 18944, 3584)}
-    for rows in (1, 8):
-        yield "linear", {"x": make(rows, 3584), "weight": make(4608, 3584), "bias": make(4608)}
+    yield "linear", {"x": make(1, 3584), "weight": make(4608, 3584), "bias": make(4608)}
     for q_heads, kv_heads, head_size, window in ((28, 4, 128, 0), (14, 2, 64, 0), (32, 8, 128, 4096)):
         case = ([(3, 3), (1, 600)], q_heads, kv_heads, head_size, 16, window)
         yield "paged_attention", op_parity.attention_inputs(case, torch.bfloat16)
@@ -138,14 +151,14 @@ def calls() -> Iterator[tuple[str, Inputs]]:
 
 def main() -> None:
     record_launches()
-    for module in implementations("triton").values():
+    for module in (*implementations("triton").values(), _split_keys):
         if hasattr(module, "dependent"):
             module.dependent = lambda: {"DEPENDENT": True, "launch_pdl": True}  # as on an H200
     paged_attention.shared_memory_bytes = lambda: SHARED_BYTES  # type: ignore[assignment]
-    linear.GEMV_ROWS = 8
     modules = implementations("triton")
     for name, inputs in calls():
         modules[name].run(**inputs)
+    linear_greedy.pick(torch.zeros(4, 264), torch.zeros(4, 264, dtype=torch.int32))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
-from quire.backends.triton import _support  # noqa: E402
+from quire.backends.triton import _split_keys, _support  # noqa: E402
 from quire.ops.contract import Inputs, OpSpec  # noqa: E402
 from quire.ops.registry import implementations, specs  # noqa: E402
 
@@ -71,13 +71,10 @@ def main() -> None:
             continue
         if name == "paged_attention":
             module.shared_memory_bytes = _support.shared_memory_bytes
-        if name == "linear":
-            module.GEMV_ROWS = 64  # all cases by the own kernels
         for dtype_name, dtype in DTYPES.items():
             for index, inputs in enumerate(all_cases(contracts[name], dtype)):
-                if name == "paged_attention":  # splits of few sequences, and of many
-                    module.splits = [lambda num_sequences: (64, 64), lambda num_sequences: (256, 32)][index % 2]
-                    module.FEW_SEQUENCES = [16, 0][index % 2]
+                # Splits of few sequences, and of many.
+                _split_keys.splits = [lambda num_sequences: (64, 64), lambda num_sequences: (256, 32)][index % 2]
                 errors = op_parity.relative_errors(contracts[name], module.run, inputs, "cpu")
                 bound = contracts[name].tolerance[dtype].relative
                 print(

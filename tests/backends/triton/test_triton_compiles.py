@@ -14,9 +14,10 @@ PROGRAM = Path(__file__).with_name("compile_kernels.py")
 SHARED_BYTES = 232_448
 KERNELS = {
     "rms_norm_kernel", "add_rms_norm_kernel", "layer_norm_kernel", "silu_mul_kernel", "rotary_write_kv_kernel", "write_kv_kernel",
-    "decode_kernel", "combine_kernel", "prefill_kernel", "gemv_kernel", "few_rows_kernel",
-    "greedy_parts_kernel", "greedy_merge_kernel", "place_tokens_kernel", "take_tokens_kernel",
+    "decode_kernel", "prefill_kernel", "gemv_kernel",
+    "greedy_parts_kernel", "greedy_merge_kernel", "pick_kernel", "place_tokens_kernel", "take_tokens_kernel",
     "draw_parts_kernel", "draw_merge_kernel",
+    "score_kernel", "count_tokens_kernel", "survey_kernel", "weigh_kernel", "bound_kernel", "gather_kernel", "choose_kernel",
 }  # fmt: skip
 
 
@@ -41,10 +42,10 @@ def test_all_kernels_compile(compiled):
 
 
 def test_kernels_of_decoding_steps_may_start_early_and_wait(compiled):
-    assert {line["kernel"] for line in compiled if not line["starts_early"]} == {"prefill_kernel", "few_rows_kernel"}
+    assert {line["kernel"] for line in compiled if not line["starts_early"]} == {"prefill_kernel"}
 
 
 def test_products_use_matrix_instructions(compiled):
     for line in compiled:
-        if line["kernel"] in ("decode_kernel", "prefill_kernel", "few_rows_kernel"):
+        if line["kernel"] in ("decode_kernel", "prefill_kernel"):
             assert line["matrix_instructions"] > 0, line

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from quire.backends.triton import _support, paged_attention
+from quire.backends.triton import _split_keys, _support, paged_attention
 
 WITHOUT_TRITON = """
 import sys
@@ -59,4 +59,4 @@ def test_attention_tiles_fit_the_device(head_size, group, itemsize, shared_bytes
     # Triton keeps one tile of queries and, of keys and values, one less than the stages it loads ahead.
     kept = tiles.block_m + 2 * max(1, tiles.num_stages - 1) * tiles.block_n
     assert kept * tiles.block_d * itemsize <= shared_bytes
-    assert paged_attention.decode_tiles(head_size, group, itemsize).block_m >= max(16, group)
+    assert _split_keys.decode_tiles(head_size, group, itemsize).block_m >= max(16, group)

@@ -1,11 +1,35 @@
 """CUDA's driver through ctypes: loads compiled kernels into torch's context and launches them, within a capture too."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # CUlaunchAttributeID
+Grid = tuple[int, int, int]
+
+
+class _Value(ctypes.Union):
+    _fields_ = [("room", ctypes.c_char * 64), ("sizes", ctypes.c_uint * 3), ("flag", ctypes.c_int)]
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_int), ("gap", ctypes.c_char * 4), ("value", _Value)]
+
+
+class _Configuration(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    ]
 
 
 @cache
@@ -21,7 +45,7 @@ def _check(code: int, what: str) -> None:
 
 
 class Kernel:
-    """A kernel of which every program must be on the device at once (a cooperative launch).
+    """A kernel on the current device.
 
     image         what NVRTC made
     num_threads   of a program
@@ -57,7 +81,7 @@ class Kernel:
         return count.value
 
     def launch(self, num_programs: int, arguments: bytes) -> None:
-        """On torch's current stream; `arguments` are the bytes of the kernel's one parameter, a struct."""
+        """On torch's current stream, every program on the device at once; `arguments`: the bytes of the one parameter, a struct."""
         packed = ctypes.create_string_buffer(arguments, len(arguments))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -65,3 +89,23 @@ class Kernel:
             self._function, num_programs, 1, 1, self._num_threads, 1, 1, self._shared_bytes, stream, parameters
         )
         _check(code, "launch")
+
+    def launch_early(self, grid: Grid, cluster: Grid, arguments: Sequence[Any]) -> None:
+        """On torch's current stream, in clusters; programs may start before the kernel ahead ends, and wait for it themselves.
+
+        arguments  ctypes values; tensors and None stand for their addresses
+        """
+        values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, Tensor) else a for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        attributes = (_Attribute * 2)()
+        attributes[0].id, attributes[0].value.flag = PROGRAMMATIC_STREAM_SERIALIZATION, 1
+        attributes[1].id, attributes[1].value.sizes = CLUSTER_DIMENSION, cluster
+        configuration = _Configuration(
+            grid, (self._num_threads, 1, 1), self._shared_bytes, torch.cuda.current_stream().cuda_stream, attributes,
+            1 + (cluster != (1, 1, 1)),
+        )  # fmt: skip
+        _check(_library().cuLaunchKernelEx(ctypes.byref(configuration), self._function, pointers, None), "launch")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -92,6 +92,21 @@ def greedy_merge_kernel(
     tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
 
 
+@triton.jit(do_not_specialize=["num_parts"])
+def pick_kernel(value_ptr, column_ptr, out_ptr, num_parts, PARTS: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Column of the largest of a row's values, the lowest among equals; -1 when one is NaN. Grid (rows)."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    place = row * num_parts + part
+    value = tl.load(value_ptr + place, mask=part < num_parts, other=float("-inf"))
+    column = tl.load(column_ptr + place, mask=part < num_parts, other=2147483647)
+    strange = tl.max((value != value).to(tl.int32), axis=0)
+    best = tl.min(tl.where(value == tl.max(value, axis=0), column, 2147483647), axis=0)
+    tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
+
+
 @triton.jit
 def _weights(logit, largest, temperature, inside, ONE: tl.constexpr):
     """Probabilities as whole numbers in float64, the likeliest ONE; the same as the reference's, rounding for rounding."""

@@ -1,4 +1,4 @@
-"""Matrix products of a few rows, bound by reading the weight once: a plain dot product for one row, matrix units for more."""
+"""The matrix product of one row, bound by reading the weight once: plain dot products."""
 # mypy: ignore-errors
 # The bodies are Triton's language, not Python.
 
@@ -73,29 +73,3 @@ def gemv_kernel(
         up = _finish(up_acc, bias_ptr + out_size, row, inside, HAS_BIAS, dtype)
         out = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up.to(tl.float32)
     tl.store(out_ptr + row, out.to(dtype), mask=inside)
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def few_rows_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows, stride_row, out_size, in_size,
-    HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """out[m, n] = sum over k of x[m, k] * weight[n, k] (+ bias[n]) for num_rows <= BLOCK_M rows, in one pass over the weight."""
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    member = tl.arange(0, BLOCK_M)
-    place = tl.arange(0, BLOCK_K)
-    inside, present = column < out_size, member < num_rows
-    weights = weight_ptr + column[:, None].to(tl.int64) * in_size + place[None, :]
-    rows = x_ptr + member[None, :].to(tl.int64) * stride_row + place[:, None]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, in_size, BLOCK_K):
-        weight = _load_tile(weights, start, place, inside, in_size, WHOLE)
-        if WHOLE:
-            x = tl.load(rows + start, mask=present[None, :], other=0.0)
-        else:
-            x = tl.load(rows + start, mask=present[None, :] & (start + place < in_size)[:, None], other=0.0)
-        acc = tl.dot(weight, x, acc)
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[:, None]
-    out_place = out_ptr + member[None, :].to(tl.int64) * out_size + column[:, None]
-    tl.store(out_place, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None] & present[None, :])

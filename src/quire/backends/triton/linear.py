@@ -1,6 +1,6 @@
-"""linear on the GPU: own kernels for the few rows of small decoding steps, the matrix library for all else.
+"""linear on the GPU: an own kernel for one row, the matrix library for all else.
 
-A product of few rows is bound by reading the weight; at one row a plain kernel reads it 1.1 to 2 times as fast as cuBLAS does
+A product of one row is bound by reading the weight; a plain kernel reads it 1.1 to 2 times as fast as cuBLAS does
 (H200, bfloat16, sizes of Qwen2.5).
 """
 
@@ -15,7 +15,6 @@ from quire.backends.triton._support import dependent, next_power_of_2, why_not
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
 IMPLEMENTS = "linear"
-GEMV_ROWS = 1  # most rows that the own kernels take
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -29,18 +28,9 @@ def gemv_tiles(out_size: int, in_size: int) -> tuple[int, int, int]:
     return block_n, min(512 if out_size >= 8192 else 2048, max(128, next_power_of_2(in_size))), 4
 
 
-@cache
-def few_rows_tiles(num_rows: int, out_size: int, in_size: int) -> tuple[int, int, int, int, int]:
-    """(block_m, block_n, block_k, num_warps, num_stages) for 2 to 16 rows or so."""
-    block_n = 64 if out_size >= 16_384 else 32 if out_size >= 8192 else 16
-    return max(16, next_power_of_2(num_rows)), block_n, 256 if in_size >= 256 else 128, 4, 4
-
-
 def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See quire.ops.linear."""
-    if not 0 < x.shape[0] <= GEMV_ROWS or x.dtype not in HALVES:
-        return F.linear(x, weight, bias)
-    return gemv(x, weight, bias) if x.shape[0] == 1 else few_rows(x, weight, bias)
+    return gemv(x, weight, bias) if x.shape[0] == 1 and x.dtype in HALVES else F.linear(x, weight, bias)
 
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
@@ -54,19 +44,5 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) ->
     gemv_kernel[(-(-out_size // block_n),)](
         x, weight, weight if bias is None else bias, out, out_size, in_size,
         bias is not None, gated, in_size % block_k == 0, block_n, block_k, num_warps=num_warps, **dependent(),
-    )  # fmt: skip
-    return out
-
-
-def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A few rows: x [M, K], weight [N, K] -> [M, N]."""
-    from quire.backends.triton._kernels_linear import few_rows_kernel
-
-    (num_rows, in_size), out_size = x.shape, weight.shape[0]
-    out = torch.empty(num_rows, out_size, dtype=x.dtype, device=x.device)
-    block_m, block_n, block_k, num_warps, num_stages = few_rows_tiles(num_rows, out_size, in_size)
-    few_rows_kernel[(-(-out_size // block_n),)](
-        x, weight, weight if bias is None else bias, out, num_rows, x.stride(0), out_size, in_size,
-        bias is not None, in_size % block_k == 0, block_m, block_n, block_k, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return out

@@ -5,44 +5,18 @@ be captured in a graph; lengths are read on the device. Other steps launch both,
 prompt launches the second alone.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from quire.backends.triton._support import dependent, next_power_of_2, shared_memory_bytes, why_not
+from quire.backends.triton._split_keys import LOG2_E, Tiles, decode
+from quire.backends.triton._support import next_power_of_2, shared_memory_bytes, why_not
 from quire.ops.forward_batch import ForwardBatch
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
 IMPLEMENTS = "paged_attention"
-LOG2_E = 1.4426950408889634
-FEW_SEQUENCES = 16
-TARGET_PROGRAMS = 2048  # enough to fill a large GPU several times over, so that rows of unlike lengths even out
-MIN_PROGRAMS = 4  # programs a row and head have at any batch size
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tile sizes of one kernel; chosen from the head size, the element size and the device, never from the batch."""
-
-    block_m: int
-    block_n: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-    precision: str
-
-
-@cache
-def decode_tiles(head_size: int, group: int, itemsize: int) -> Tiles:
-    """Tiles for rows of one query: `group` heads padded to what a matrix instruction takes."""
-    block_d = max(16, next_power_of_2(head_size))
-    block_m = max(16, next_power_of_2(group))
-    if itemsize == 4:
-        return Tiles(block_m, 32 if block_d <= 128 else 16, block_d, 8, 3, "ieee")
-    return Tiles(block_m, 64 if block_d <= 128 else 32, block_d, 4, 2, "tf32")
 
 
 @cache
@@ -58,12 +32,6 @@ def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) 
     return Tiles(max(64, next_power_of_2(group)), 32, block_d, 4, 2, "tf32")
 
 
-@cache
-def splits(num_sequences: int) -> tuple[int, int]:
-    """(keys a split, most splits of a row): short ones where there are too few sequences to keep the device busy otherwise."""
-    return (64, 64) if num_sequences <= FEW_SEQUENCES else (256, 32)
-
-
 def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
     """See quire.ops.paged_attention."""
     num_tokens, num_sequences = q.shape[0], fwd.num_sequences
@@ -74,35 +42,8 @@ def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0)
         if not decode_only:
             _prefill(q, kv, fwd, scale, window, out)
         if fwd.max_query_len == 1 or num_sequences > 1:
-            _decode(q, kv, fwd, scale, window, out)
+            decode(q, kv, fwd, scale, window, out)
     return out
-
-
-def _decode(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int, out: Tensor) -> None:
-    from quire.backends.triton._kernels_attention import combine_kernel, decode_kernel
-
-    num_sequences, (_, num_heads, head_size), kv_heads = fwd.num_sequences, q.shape, kv.shape[3]
-    group = num_heads // kv_heads
-    tiles = decode_tiles(head_size, group, q.element_size())
-    split_keys, most_splits = splits(num_sequences)
-    max_keys = min(fwd.max_seq_len, window + split_keys - 1) if window else fwd.max_seq_len
-    max_splits = min(most_splits, -(-max_keys // split_keys))
-    programs = min(max_splits, max(MIN_PROGRAMS, -(-TARGET_PROGRAMS // (num_sequences * kv_heads))))
-    shape = (num_sequences, num_heads, max_splits) if max_splits > 1 else (1, 1, 1)
-    partial = torch.empty((*shape, head_size), dtype=torch.float32, device=q.device)
-    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    decode_kernel[(kv_heads, programs, num_sequences)](
-        q, kv, fwd.block_tables, fwd.query_start_loc, fwd.seq_lens, out, partial, lse, scale * LOG2_E,
-        q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3), fwd.block_tables.stride(0),
-        max_splits, num_heads, group, head_size, kv.shape[2], window, tiles.block_m, tiles.block_n, tiles.block_d,
-        split_keys, most_splits, tiles.precision, num_warps=tiles.num_warps, num_stages=tiles.num_stages, **dependent(),
-    )  # fmt: skip
-    if max_splits > 1:
-        heads = 1 if num_sequences <= FEW_SEQUENCES else group
-        combine_kernel[(num_heads // heads, num_sequences)](
-            fwd.query_start_loc, fwd.seq_lens, partial, lse, out, max_splits,
-            num_heads, head_size, window, tiles.block_d, split_keys, most_splits, heads, num_warps=4, **dependent(),
-        )  # fmt: skip
 
 
 def _prefill(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int, out: Tensor) -> None:

@@ -1,0 +1,153 @@
+"""Times tiles of the own products (quire/backends/cuda/_product_tiles.py) beside the matrix library, at the sizes of Qwen2.5.
+
+    python benchmarks/gpu_products.py [--rows 16,64,128,256] [--shapes 0.5b,7b] [--products qkv,head] [--tiles 24] [--out FILE.json]
+
+Each figure is microseconds of a pair, the norm that comes before the product and the product, less those of the norm alone: median of
+replays of a CUDA graph of 20 pairs or more with distinct weights, so that neither weights lie in the L2 nor launches are waited for. Tiles are
+tried in the order of a rough guess at their time.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_ops import SHAPES, device_us, linear_sizes
+
+from quire.backends.cuda import _product
+from quire.backends.cuda._product_tiles import Tile, choose, choose_greedy
+from quire.backends.triton import add_rms_norm, greedy, linear_greedy, silu_mul
+
+PAIRS = 24
+COLUMNS = (32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 160, 176, 192, 208, 224, 256)
+GROUPS = ((1, 1), (2, 1), (4, 1), (2, 2))  # warpgroups, blocks of 64 rows each
+SHARED_BYTES = 232_448
+PROCESSORS = 132
+L2_BYTES_US, MEMORY_BYTES_US, FLOP_US = 5.6e6, 4.3e6, 700e6
+
+
+def guess_us(tile: Tile, rows: int, out_size: int, in_size: int, gated: bool) -> float:
+    """A rough time: the longest of what the L2, memory and matrix units need, with processors that go idle."""
+    row_tiles = -(-rows // tile.rows)
+    programs = row_tiles * -(-out_size // tile.columns) * tile.split
+    fitting = max(1, SHARED_BYTES // (tile.shared_bytes + 1024))
+    idle = (
+        math.ceil(programs / (PROCESSORS * fitting)) * PROCESSORS * fitting / programs
+        if programs > PROCESSORS
+        else PROCESSORS / programs
+    )
+    weight = 2 * out_size * in_size
+    read = row_tiles * (-(-out_size // tile.columns) * min(rows, tile.rows) * 2 * in_size + weight)
+    flop = 2 * row_tiles * tile.rows * out_size * in_size
+    finish = tile.rows * tile.columns / (128 * tile.groups) * (0.006 if gated else 0.003) + (1 if tile.split > 1 else 0)
+    return max(read / L2_BYTES_US, weight / MEMORY_BYTES_US, flop / FLOP_US) * max(1.0, 0.8 * idle) + finish
+
+
+def tiles(rows: int, out_size: int, in_size: int, gated: bool, long: bool, most: int) -> list[Tile]:
+    """Tiles that can be launched, the most promising first. long: no split, few columns are not worth a try."""
+    found = set()
+    for (groups, blocks), columns, split in ((g, c, s) for g in GROUPS for c in COLUMNS for s in (1, 2, 4, 8)):
+        if (
+            64 * groups * blocks >= 2 * max(rows, 64)
+            or (groups == 4 and columns > 128)
+            or columns > 256 // blocks + 64 * (blocks > 1)
+        ):
+            continue
+        if (
+            (gated and columns % 16)
+            or (long and (split > 1 or columns < 96))
+            or in_size < 128 * split
+            or (split > 1 and blocks > 1)
+        ):
+            continue
+        steps = -(-in_size // 64 // split)
+        for room in (106_000, 215_000):
+            stages = min(room // ((64 * groups * blocks + columns) * 128), steps, 12)
+            tile = Tile(groups, blocks, columns, stages, split)
+            if stages >= min(3, steps) and tile.shared_bytes <= SHARED_BYTES - 1024:
+                found.add(tile)
+    return sorted(found, key=lambda tile: guess_us(tile, rows, out_size, in_size, gated))[:most]
+
+
+def product_calls(name: str, tile: Tile | None) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Any]:
+    """What is timed: the library's way for None, the own product with that tile else."""
+
+    def library(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        out = F.linear(x, weight, bias)
+        return silu_mul.run(out) if name == "gate_up" else greedy.run(out) if name == "head" else out
+
+    def own(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        if name == "head":
+            return linear_greedy.pick(*_product.likeliest(x, weight, tile))
+        return _product.multiply(x, weight, bias, tile, gated=name == "gate_up")
+
+    return library if tile is None else own
+
+
+def measure(shape: str, name: str, rows: int, most: int) -> dict[str, Any]:
+    """The library's time, that of the tile chosen by the tables, and those of `most` tiles, the best first."""
+    in_size, out_size = linear_sizes(shape)[name]
+    copies = max(1, min(PAIRS, -(-200_000_000 // (2 * in_size * out_size))))
+    weights = [
+        torch.randn(out_size, in_size, device="cuda", dtype=torch.bfloat16) * in_size**-0.5 for _ in range(copies)
+    ]
+    x, residual = torch.randn(2, rows, in_size, device="cuda", dtype=torch.bfloat16)
+    ones = torch.ones(in_size, device="cuda", dtype=torch.bfloat16)
+    bias = torch.randn(out_size, device="cuda", dtype=torch.bfloat16) if name == "qkv" else None
+
+    def norm() -> torch.Tensor:
+        return add_rms_norm.run(x, residual, ones, 1e-6)[0]
+
+    norm_us = device_us([norm])
+
+    def pair_us(tile: Tile | None) -> float:
+        product = product_calls(name, tile)
+        return device_us([lambda w=w: product(norm(), w, bias) for w in weights]) - norm_us
+
+    tried = tiles(rows, out_size, in_size, name == "gate_up", name == "head", most)
+    kinds = [(tile, name == "gate_up", name == "head", bias is not None, False) for tile in tried]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda kind: _product._compiled(*kind), kinds))
+    chosen = (
+        choose_greedy(rows, out_size, in_size) if name == "head" else choose(rows, out_size, in_size, name == "gate_up")
+    )
+    own = sorted((pair_us(tile), tile) for tile in tried)
+    case = {"shape": shape, "product": name, "rows": rows, "library_us": pair_us(None)}
+    return {**case, "chosen": chosen and (pair_us(chosen), chosen), "own": own}
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    for shape in options.shapes.split(","):
+        for name in options.products.split(","):
+            yield from ((shape, name, int(rows)) for rows in options.rows.split(","))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="16,64,128,256,384,512,768,1024")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--products", default="qkv,o,gate_up,down,head")
+    parser.add_argument("--tiles", type=int, default=16, help="how many to try of each")
+    parser.add_argument("--out", help="also write the figures as JSON")
+    options = parser.parse_args()
+    results = []
+    for case in cases(options):
+        result = measure(*case, options.tiles)
+        results.append(result)
+        best = "  ".join(f"{us:.2f} {tuple(tile)}" for us, tile in result["own"][:4])
+        chosen = f"{result['chosen'][0]:.2f} {tuple(result['chosen'][1])}" if result["chosen"] else "library"
+        print(
+            f"{case[0]:5s} {case[1]:8s} {case[2]:5d} rows: library {result['library_us']:7.2f}  chosen {chosen}  best {best}",
+            flush=True,
+        )
+        if options.out:
+            with open(options.out, "w") as file:
+                json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
