@@ -199,9 +199,12 @@ DEVICE void hide(float (&s)[KEYS / 2], int last) {
 DEVICE void softmax(float (&s)[KEYS / 2], float (&peak)[2], float (&total)[2], float (&shrink)[2], float scale) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float tops[4] = {NOTHING, NOTHING, NOTHING, NOTHING}, sums[2] = {0, 0};
+        float tops[4], sums[2] = {0, 0};
 #pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) tops[j % 4] = fmaxf(tops[j % 4], fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+        for (int j = 0; j < KEYS / 8; j++) {
+            const float top = fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
+            tops[j % 4] = j < 4 ? top : fmaxf(tops[j % 4], top);
+        }
         float top = fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3]));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));

@@ -1,0 +1,27 @@
+"""paged_attention on Hopper GPUs: own kernel for prompts, Triton's for decoding rows and for all that it does not take."""
+
+import torch
+from torch import Tensor
+
+from quire.backends.cuda._prefill_attention import fits, prefill
+from quire.backends.cuda._product import why_not
+from quire.backends.triton import paged_attention
+from quire.backends.triton._split_keys import decode
+from quire.ops.forward_batch import ForwardBatch
+
+__all__ = ["IMPLEMENTS", "run", "why_not"]
+
+IMPLEMENTS = "paged_attention"
+
+
+def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
+    """See quire.ops.paged_attention."""
+    num_tokens, num_sequences = q.shape[0], fwd.num_sequences
+    decode_only = fwd.max_query_len == 1 and num_tokens == num_sequences
+    if decode_only or not num_tokens or not num_sequences or not fits(q, kv, window):
+        return paged_attention.run(q, kv, fwd, scale, window)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    prefill(q, kv, fwd, scale, out)
+    if fwd.max_query_len == 1 or num_sequences > 1:
+        decode(q, kv, fwd, scale, window, out)
+    return out
