@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
 from triton.runtime.errors import OutOfResources
 
+from quire.backends.cuda import paged_attention as hopper
 from quire.backends.triton import _split_keys, linear, paged_attention
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import implementations, resolve, specs
@@ -79,7 +81,9 @@ def random_step(lens: list[tuple[int, int]], block_size: int = 16) -> tuple[Forw
     ), used + 1
 
 
-def attention_calls(shape: str, lens: list[tuple[int, int]], graph_len: int | None = None) -> list[Callable[[], Any]]:
+def attention_calls(
+    shape: str, lens: list[tuple[int, int]], graph_len: int | None = None, backend: ModuleType = paged_attention
+) -> list[Callable[[], Any]]:
     """Calls on distinct caches, enough that they do not fit the L2 together."""
     q_heads, kv_heads, head_size, _, _ = SHAPES[shape]
     fwd, num_blocks = random_step(lens)
@@ -91,7 +95,7 @@ def attention_calls(shape: str, lens: list[tuple[int, int]], graph_len: int | No
     caches = [
         torch.randn(2, num_blocks, 16, kv_heads, head_size, device="cuda", dtype=torch.bfloat16) for _ in range(copies)
     ]
-    return [lambda kv=kv: paged_attention.run(q, kv, fwd, head_size**-0.5) for kv in caches]
+    return [lambda kv=kv: backend.run(q, kv, fwd, head_size**-0.5) for kv in caches]
 
 
 def decode_row(shape: str, batch: int, context: int) -> dict[str, Any]:
@@ -108,13 +112,15 @@ def decode_row(shape: str, batch: int, context: int) -> dict[str, Any]:
     }
 
 
-def prefill_row(shape: str, lens: list[tuple[int, int]], label: str) -> dict[str, Any]:
+def prefill_row(
+    shape: str, lens: list[tuple[int, int]], label: str, op: str = "prefill", backend: ModuleType = paged_attention
+) -> dict[str, Any]:
     """Prefill attention: operations of the causal half over time."""
     q_heads, _, head_size, _, _ = SHAPES[shape]
-    us = device_us(attention_calls(shape, lens)[:1], repeats=3)
+    us = device_us(attention_calls(shape, lens, backend=backend)[:1], repeats=3)
     pairs = sum(n * (s - n) + n * (n + 1) // 2 for n, s in lens)
     return {
-        "op": "prefill",
+        "op": op,
         "shape": shape,
         "case": label,
         "us": us,
@@ -267,9 +273,12 @@ def rows() -> Iterator[dict[str, Any]]:
         for lens, label in (
             ([(1024, 1024)], "1 x 1024"),
             ([(8192, 8192)], "1 x 8192"),
+            ([(8192, 8192)] * 2, "2 x 8192"),
             ([(256, 256)] * 32, "32 x 256"),
         ):
             yield prefill_row(shape, lens, label)
+            if not hopper.why_not():
+                yield prefill_row(shape, lens, label, "prefill Hopper", hopper)
 
 
 def chosen_rows(sweep: bool) -> Iterator[dict[str, Any]]:
