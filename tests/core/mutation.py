@@ -92,7 +92,6 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("decode_steps", "for row in batch.scheduled]\n    return", "for row in batch.scheduled if row.seq_id in rows]\n    return"),
     ("decode_steps", "MIN_LIVE_SHARE = 15 / 16", "MIN_LIVE_SHARE = 1 / 99"),
     ("scheduler", "one_token_each = len(step.rows) == self._num_step_tokens", "one_token_each = True"),
-    ("scheduler", " or self._has_chunks_beside(step):", ":"),
     ("scheduler", "needs <= self.pool.num_free and ", ""),
     ("scheduler", "return sequence.goes_unattended and not under_way", "return sequence.goes_unattended"),
     ("scheduler", "return sequence.goes_unattended and not under_way", "return not under_way"),

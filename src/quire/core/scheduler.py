@@ -268,15 +268,9 @@ class Scheduler:
         """Number of decoding steps that the step is made to be; 0 = it stays one step of any kind."""
         settled = not step.added and not step.preempted and not self._prompt_goes_alone
         one_token_each = len(step.rows) == self._num_step_tokens
-        if not settled or not one_token_each or self._has_chunks_beside(step):
+        if not settled or not one_token_each:
             return 0
         return lengthen(step.rows, self._running, self.kv, self.config.max_decode_steps)
-
-    def _has_chunks_beside(self, step: Step) -> bool:
-        """Whether a running sequence has something to compute, and no part in the step for want of budget."""
-        if len(step.rows) == len(self._running):
-            return False
-        return any(seq_id not in step.rows and s.num_left > 0 for seq_id, s in self._running.items())
 
     def _next_to_admit(self) -> Sequence | None:
         """The sequence that the next step admits if nothing changes until then, and there is one."""
