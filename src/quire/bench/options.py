@@ -27,7 +27,7 @@ class ServeBenchArgs:
     )  # fmt: skip
     backend: str = option(
         "openai", "openai-chat: chat completions; openai and vllm: what the data set is made for",
-        choices=("openai", "openai-chat", "vllm"),
+        choices=("openai", "openai-chat", "vllm"), aliases=("--endpoint-type",),
     )  # fmt: skip
     base_url: str | None = option(
         None, "address of the server, such as http://127.0.0.1:8000; wins over --host and --port"
@@ -76,6 +76,9 @@ class ServeBenchArgs:
     percentile_metrics: str = option("ttft,tpot,itl,e2el", "comma-separated: which latencies to report")
     metric_percentiles: str = option("90,99", "comma-separated: their percentiles")
     request_timeout: float = option(6 * 3600, "seconds after which a request counts as failed")
+    trust_remote_code: bool = option(
+        False, "accepted from older scripts: nothing of the model but its tokenizer is read"
+    )
     seed: int = option(0, "of prompts, lengths and arrivals")
     save_result: bool = option(False, "write a JSON file")
     save_detailed: bool = option(False, "with each request's figures in it")

@@ -86,7 +86,7 @@ def attributes(trace: Trace, prompt: PromptTrace, request: Request) -> dict[str,
     parts = told["parts_s"]
     num_in, num_out = prompt.num_prompt_tokens, sum(prompt.num_tokens)
     found = {
-        "gen_ai.operation.name": "chat" if trace.id.startswith("chatcmpl") else "text_completion",
+        "gen_ai.operation.name": "text_completion" if trace.id.startswith("cmpl") else "chat",
         "gen_ai.system": "quire",
         "gen_ai.request.model": trace.model,
         "gen_ai.response.model": trace.model,
