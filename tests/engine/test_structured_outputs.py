@@ -279,3 +279,16 @@ def test_json_closes_within_a_small_budget_or_is_refused(llm, seed):
         assert output.outputs[0].finish_reason in ("stop", "length")
         jsonschema.validate(json.loads(output.outputs[0].text), schema)
     assert 0 < num_refused < 75
+
+
+def test_a_schema_that_takes_long_at_the_least():
+    """More than a look at each likely token can cover: it is refused where it cannot fit, and closed where it just does."""
+    properties = {f"field_{number:02d}": {"type": "string"} for number in range(45)}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    with LLM(dtype="float32", max_model_len=1024, max_num_seqs=4) as llm:
+        needed = llm.llm_engine.frontend._grammars().checked(StructuredOutputsParams(json=schema)).num_closing
+        assert 512 < needed < 600
+        with pytest.raises(InvalidRequest, match="max_tokens"):
+            generate(llm, [{"json": schema}], max_tokens=needed - 1)
+        (output,) = generate(llm, [{"json": schema}], max_tokens=needed + 60)
+        jsonschema.validate(json.loads(output.outputs[0].text), schema)

@@ -29,6 +29,7 @@ CLOSING_MARGIN = 32
 MAX_CLOSING_MARGIN = 192
 CHARS_A_TOKEN = 4
 NUM_CANDIDATES = 4
+LONG_CLOSING = 512  # outputs that take more than this at the least: likely tokens are looked at within the margin alone
 
 
 class Grammars:
@@ -84,7 +85,8 @@ class Grammars:
         """Near the end of the budget of a row, makes all tokens of its logits [V] impossible but likely ones that leave enough of it
         to complete the output, and the first one on the way there. Nothing if it cannot be completed any more."""
         sequence = table.entries[row]
-        compiler, matcher = self._compiler(sequence.eos_token_ids), self._matchers[sequence.seq_id].matcher
+        compiler, place = self._compiler(sequence.eos_token_ids), self._matchers[sequence.seq_id]
+        matcher = place.matcher
         needed = compiler.num_closing(sequence.grammar)
         budget = sequence.params.max_tokens or 0
         if needed is None or needed > budget:
@@ -94,8 +96,9 @@ class Grammars:
         margin = min(MAX_CLOSING_MARGIN, CLOSING_MARGIN + len(sequence.grammar) // CHARS_A_TOKEN)
         if num_left > needed + margin:
             return
-        way = compiler.closer.way(matcher, num_left)
-        if way is None:
+        way = compiler.closer.way(matcher, num_left, thorough=not place.is_lost)
+        place.is_lost = way is None
+        if way is None or (needed > LONG_CLOSING and num_left - len(way) > margin):
             return
         likely = logits.topk(min(NUM_CANDIDATES, logits.shape[0])).indices.tolist()
         kept = [t for t in likely if t in sequence.eos_token_ids or leads_on(compiler.closer, matcher, t, num_left - 1)]
@@ -109,11 +112,12 @@ class Grammars:
 
 
 class _Place:
-    """A matcher and how many tokens of its sequence are behind it."""
+    """A matcher and how many tokens of its sequence are behind it. is_lost: no way to the end was found, the last time."""
 
     def __init__(self, matcher: "LLMatcher", num_seen: int) -> None:
         self.matcher = matcher
         self.num_seen = num_seen
+        self.is_lost = False
 
     def advance(self, token_ids: list[int]) -> bool:
         """Takes in the tokens since the last time; False when the grammar cannot go on."""

@@ -27,7 +27,7 @@ MAX_DEPTH = 64
 MAX_SCHEMA_DEPTH = 256
 MAX_ERROR_CHARS = 500
 NUM_CACHED = 32
-MAX_CLOSING = 512
+MAX_CLOSING = 2048
 # The compiler goes about 3 kB deep for each rule of a chain, and a grammar of MAX_GRAMMAR_BYTES can be a chain of 20,000.
 STACK_BYTES = 256 * 2**20
 # Legal JSON may hold any amount of whitespace; a model that once takes to it would fill its whole budget.
