@@ -12,6 +12,7 @@ from quire.server.openai.schemas import ChatCompletionRequest, parse
 NAMES = {
     "stop": "stop_sequences", "thinking_token_budget": "thinking", "response_format": "output_config",
     "structured_outputs": "output_config", "reasoning_effort": "output_config", "max_completion_tokens": "max_tokens",
+    "continue_final_message": "messages", "tool_calls": "messages",
 }  # fmt: skip
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 ROLES = ("user", "assistant", "system")

@@ -8,7 +8,7 @@ import msgspec
 from quire.errors import ClientError
 
 MAX_RESPONSES = 1000
-MAX_BYTES = 128 * 2**20
+MAX_BYTES = 64 * 2**20
 
 
 class ResponseNotFound(ClientError):
