@@ -6,7 +6,7 @@ import op_parity
 import pytest
 import torch
 
-from quire.backends.cuda import _prefill_attention, paged_attention, rotary_attention
+from quire.backends.cuda import _prefill_attention, paged_attention
 from quire.ops.registry import specs
 
 pytestmark = pytest.mark.skipif(bool(paged_attention.why_not()), reason="made for Hopper GPUs")
@@ -95,11 +95,3 @@ def test_captured_and_replayed():
         out.zero_()
         graph.replay()
         assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rotary_attention(dtype):
-    spec = specs()["rotary_attention"]
-    for inputs in op_parity.cases(spec, dtype, seed=5):
-        errors = op_parity.relative_errors(spec, rotary_attention.run, inputs, "cuda")
-        assert max(errors) <= spec.tolerance[dtype].relative
