@@ -94,6 +94,21 @@ def test_resting_rows_write_nothing_and_disturb_nobody(rows):
         assert max(parted(net, step(net, lens))) <= BOUND, lens
 
 
+@pytest.mark.parametrize("rows", [rows for rows in module.ROWS if rows > 1])
+def test_a_row_that_has_failed_does_not_touch_the_others(rows):
+    net = decoder("grouped")
+    fwd = step(net, [70 + 50 * i for i in range(rows)])
+    for kv in fwd.kv_caches:
+        kv[:, fwd.block_tables[1, : fwd.seq_lens[1] // 16].long()] = torch.nan
+    exact = op_parity.to_device(fwd, "cuda", torch.float64)
+    expected = decode_step(op_parity.to_device(net, "cuda", torch.float64), exact)
+    for _ in range(3):
+        got = module.run(net, fwd)
+    others = torch.arange(rows) != 1
+    assert got is not None and expected is not None and not got[1].isfinite().any()
+    assert op_parity.error(got[others], expected[others].cpu()) <= BOUND
+
+
 def move(fwd: ForwardBatch, length: int) -> None:
     """Lets all rows end at `length`, in place."""
     place = length - 1

@@ -58,8 +58,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(const 
     const int num_layers = (int)args.num_layers;
     for (int i = threadIdx.x; i < num_layers * (int)sizeof(Layer) / 16; i += THREADS + 32)
         reinterpret_cast<uint4*>(layers)[i] = __ldg(reinterpret_cast<const uint4*>(args.layers) + i);
-    // Zeros: what a stage held before may be multiplied by a weight of zero, so it must be a number.
-    for (int i = threadIdx.x; i < STAGES * STAGE_BYTES / 16; i += THREADS + 32) reinterpret_cast<uint4*>(shared + AT_RING)[i] = make_uint4(0, 0, 0, 0);
     for (int i = threadIdx.x; i < 16 * KEY_BYTES / 16; i += THREADS + 32) reinterpret_cast<uint4*>(shared + AT_Q)[i] = make_uint4(0, 0, 0, 0);
     for (int i = threadIdx.x; i < ROWS * HEAD; i += THREADS + 32)
         reinterpret_cast<float*>(shared + AT_ANGLES)[i] = __ldg(args.cos_sin + (i64)max(__ldg(args.lens + i / HEAD) - 1, 0) * HEAD + i % HEAD);

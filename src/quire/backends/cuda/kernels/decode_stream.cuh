@@ -60,8 +60,12 @@ DEVICE void stream_keys(Filling& ring, const Args& args, const Layer& layer, int
                 if (first + mine < end) {
                     copy_16(target, source);
                     copy_16(target + KEYS * KEY_BYTES, source + args.kv_half);
+                } else {  // values that will be multiplied by weights of zero must be numbers
+                    store_shared(target + KEYS * KEY_BYTES, 0, 0);
+                    store_shared(target + KEYS * KEY_BYTES + 8, 0, 0);
                 }
             }
+            fence_async_proxy();
             barrier_arrive_copied(ring.full());
             __syncwarp();
             if (lane == 0) barrier_arrive(ring.full());
