@@ -35,7 +35,6 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 VARIABLE = re.compile(r"\b(?:QUIRE|VLLM|HF|MODELSCOPE|TRANSFORMERS)_[A-Z_]+\b")
 OPTIONS: dict[str, list[type]] = {
     "serve": [EngineArgs, ServerArgs],
-    "doctor": [EngineArgs, ServerArgs],
     "chat": [EngineArgs, ChatArgs],
     "complete": [EngineArgs, CompleteArgs],
     "bench latency": [EngineArgs, LatencyArgs],
