@@ -23,16 +23,18 @@ class ToDevice:
 
     def send(self, *arrays: NDArray[Any]) -> list[Tensor]:
         """The same arrays on the device."""
-        words = self._next(sum(array.size for array in arrays))
+        sizes = [
+            array.size + array.size % 2 for array in arrays
+        ]  # each begins at 16 bytes: kernels are compiled for such
+        words = self._next(sum(sizes))
         begin = 0
-        for array in arrays:
+        for array, size in zip(arrays, sizes, strict=True):
             words.numpy()[begin : begin + array.size] = array.ravel().view(np.int64)
-            begin += array.size
+            begin += size
         sent = words.to(self._device, non_blocking=True) if self._device.type != "cpu" else words.clone()
-        parts = torch.split(sent, [array.size for array in arrays])
         return [
-            (part.view(torch.float64) if array.dtype == np.float64 else part).view(array.shape)
-            for part, array in zip(parts, arrays, strict=True)
+            (part.view(torch.float64) if array.dtype == np.float64 else part)[: array.size].view(array.shape)
+            for part, array in zip(torch.split(sent, sizes), arrays, strict=True)
         ]
 
     def _next(self, size: int) -> Tensor:

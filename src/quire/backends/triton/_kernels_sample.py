@@ -21,7 +21,7 @@ GROUPS_A_PART = tl.constexpr(16)
 PART = tl.constexpr(4096)  # GROUP * GROUPS_A_PART
 TILE = tl.constexpr(1024)  # of a part, where one program goes through many
 SHORT = tl.constexpr(256)  # most tokens of a shortlist
-CHUNK = tl.constexpr(32)  # of a shortlist, compared with all of it at once
+CHUNK = tl.constexpr(16)  # of a shortlist, compared with all of it at once
 MAX_SHORT_K = tl.constexpr(128)
 
 
@@ -77,7 +77,10 @@ def _lower_bound(peaks, there, wanted):
     return tl.where(enough, low, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+@triton.jit(
+    do_not_specialize=["stride_control"],
+    do_not_specialize_on_alignment=["control_ptr", "row_ptr"],
+)
 def survey_kernel(
     logit_ptr, largest_ptr, raw_largest_ptr, sum_ptr, found_ptr, seen_ptr, count_ptr, control_ptr, row_ptr,
     size, stride_row, num_parts, stride_seen, stride_count, stride_control,
@@ -111,7 +114,10 @@ def survey_kernel(
         tl.store(sum_ptr + row * num_parts + part, tl.sum(tl.exp(raw - peak), axis=0))
 
 
-@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+@triton.jit(
+    do_not_specialize=["stride_control"],
+    do_not_specialize_on_alignment=["control_ptr", "row_ptr"],
+)
 def weigh_kernel(
     logit_ptr, largest_ptr, weight_ptr, seen_ptr, count_ptr, control_ptr, row_ptr,
     size, stride_row, num_parts, stride_seen, stride_count, stride_control,
@@ -164,7 +170,10 @@ def _tail(
     return count, total
 
 
-@triton.jit(do_not_specialize=["size", "num_parts"])
+@triton.jit(
+    do_not_specialize=["stride_control"],
+    do_not_specialize_on_alignment=["control_ptr"],
+)
 def bound_kernel(
     largest_ptr, raw_largest_ptr, control_ptr, bound_ptr, size, num_parts, stride_control,
     ONE: tl.constexpr, ZERO: tl.constexpr, GROUPS: tl.constexpr, WANTED: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -212,7 +221,10 @@ def _append(found_ptr, value_ptr, id_ptr, place, value, column, kept):
     tl.store(id_ptr + place * SHORT + slot, column, mask=kept)
 
 
-@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+@triton.jit(
+    do_not_specialize=["stride_control"],
+    do_not_specialize_on_alignment=["control_ptr", "row_ptr"],
+)
 def gather_kernel(
     logit_ptr, largest_ptr, raw_largest_ptr, bound_ptr, found_ptr, value_ptr, id_ptr, seen_ptr, count_ptr, control_ptr, row_ptr,
     size, stride_row, num_parts, stride_seen, stride_count, stride_control,
@@ -249,7 +261,10 @@ def gather_kernel(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["size", "stride_row", "num_parts", "stride_step"])
+@triton.jit(
+    do_not_specialize=["stride_step", "stride_control"],
+    do_not_specialize_on_alignment=["control_ptr", "row_ptr", "uniform_ptr"],
+)
 def choose_kernel(
     logit_ptr, largest_ptr, weight_ptr, bound_ptr, found_ptr, value_ptr, id_ptr, seen_ptr, count_ptr, control_ptr, row_ptr,
     uniform_ptr, step_ptr, out_ptr, size, stride_row, num_parts, stride_step, stride_seen, stride_count, stride_control,

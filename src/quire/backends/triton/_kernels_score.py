@@ -9,7 +9,7 @@ from quire.backends.triton._dependent import let_next_start, wait_for_previous
 from quire.backends.triton._kernels_sample import GROUPS_A_PART, PART, SHORT, TILE, ordered
 
 
-@triton.jit(do_not_specialize=["size", "stride_row", "num_parts"])
+@triton.jit
 def score_kernel(
     logit_ptr, largest_ptr, sum_ptr, chosen_ptr, bound_ptr, found_ptr, value_ptr, id_ptr, rank_ptr, logprob_ptr, top_id_ptr,
     top_ptr, size, stride_row, num_parts,
@@ -99,7 +99,10 @@ def _gather_exact(logit_ptr, value_ptr, id_ptr, row, bound, size, stride_row, k)
     return found
 
 
-@triton.jit(do_not_specialize=["num_tokens", "stride_seen", "stride_count"])
+@triton.jit(
+    do_not_specialize=["num_tokens"],
+    do_not_specialize_on_alignment=["id_ptr", "mark_ptr", "row_ptr"],
+)
 def count_tokens_kernel(
     id_ptr, mark_ptr, row_ptr, seen_ptr, count_ptr, num_tokens, stride_seen, stride_count,
     BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
