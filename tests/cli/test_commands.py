@@ -15,7 +15,7 @@ from quire.version import __version__
 
 SMALL = ["--max-model-len", "256", "--num-gpu-blocks-override", "40"]
 OPS = Path(quire.ops.__file__).parent
-NOT_OPERATORS = ("__init__", "contract", "forward_batch", "registry")
+NOT_OPERATORS = ("__init__", "ahead", "contract", "forward_batch", "registry")
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
