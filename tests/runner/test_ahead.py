@@ -62,7 +62,8 @@ def gone_through(steps, caplog, collect=nothing):
     return caplog.text
 
 
-def test_the_first_tokens_kernels_are_there_after_waiting_and_others_are_not_begun_before(caplog):
+def test_the_first_tokens_kernels_are_there_after_waiting_and_others_are_not_begun_before(caplog, monkeypatch):
+    monkeypatch.setattr(ahead_module, "LATER_SECONDS", 0.01)
     done, begun, over = [], threading.Event(), threading.Event()
 
     def later():

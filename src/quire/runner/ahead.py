@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 Steps = Iterable[tuple[bool, Callable[[], Any]]]
 NUM_COMPILERS = 8
+NUM_LATER_COMPILERS = 2
+LATER_SECONDS = 2.0  # after the start: compilers would hold the interpreter while the first steps are made
 SWITCH_SECONDS = (
     0.0005  # turns of threads while compiling: at Python's 5 ms, each call that lets others run waits for all of them
 )
@@ -47,7 +49,7 @@ DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the
 
 class KernelsAhead:
     """A context manager: inside it kernels are compiled in other threads. It ends when what the first token needs is there; the rest
-    follows.
+    follows, a little later.
 
     steps    (is it one of the first token's, a call), in the order in which they will be needed
     collect  what to go through them inside: it says what they would launch
@@ -96,9 +98,11 @@ class KernelsAhead:
         for job in self._first:
             if failure := job.exception():
                 logger.warning("a kernel could not be compiled ahead: %s", failure)
-        for later in self._later if error is None else ():
-            self._pool.submit(later)
         self._pool.shutdown(wait=False)
+        if error is None and self._later:
+            timer = threading.Timer(LATER_SECONDS, self._begin_later)
+            timer.daemon = True  # a process that ends before needs none of it
+            timer.start()
         sys.setswitchinterval(self._turns)
         now = time.perf_counter()
         if self._first:
@@ -107,6 +111,13 @@ class KernelsAhead:
                 "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", len(self._first), total, waited,
                 extra={"phase": "kernels, beyond all that went on meanwhile", "seconds": waited},
             )  # fmt: skip
+
+    def _begin_later(self) -> None:
+        pool = ThreadPoolExecutor(NUM_LATER_COMPILERS, thread_name_prefix="compile-later")
+        with suppress(RuntimeError):  # the process is ending
+            for job in self._later:
+                pool.submit(job)
+        pool.shutdown(wait=False)
 
     def _run(self) -> None:
         try:
