@@ -112,9 +112,9 @@ def test_steps_do_overlap_and_rows_that_ended_rest(folder: Path, monkeypatch: py
     monkeypatch.setattr(ModelRunner, "start", lambda self, batch: (batches.append(batch), start(self, batch))[1])
     asked = [
         Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=0.0, max_tokens=10 if i == 5 else 40, ignore_eos=True))
-        for i in range(20)
+        for i in range(12)
     ]
-    answers(folder, RecordingPlatform(), asked, max_num_seqs=20, max_num_batched_tokens=128)
+    answers(folder, RecordingPlatform(), asked)
     assert sum(batch.follows for batch in batches) >= 3
     assert any(row.num_new_tokens == 0 for batch in batches if batch.follows for row in batch.scheduled)
     assert max(batch.decode_steps for batch in batches) == 8

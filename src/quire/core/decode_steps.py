@@ -8,7 +8,7 @@ from quire.core.batch import Batch, ScheduledSequence
 from quire.core.kv_manager import KVManager
 from quire.core.sequence import Sequence
 
-MIN_LIVE_SHARE = 15 / 16  # of the rows of a batch; with fewer, it costs less to load the others anew
+MIN_LIVE_SHARE = 7 / 8  # of the rows of a batch; with fewer, a smaller batch costs less than steps under way save
 
 
 def lengthen(rows: dict[int, ScheduledSequence], running: dict[int, Sequence], kv: KVManager, max_steps: int) -> int:

@@ -11,7 +11,7 @@ from quire.ops.draw_tokens import weight_of_likeliest
 
 NUM_CONTROLS = 7
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(NUM_CONTROLS)
-MAX_SHORT_K = 128  # up to this top_k a backend need not weigh every token
+MAX_SHORT_K = 256  # up to this top_k a backend need not weigh every token
 MAX_TOP = 32  # most likely tokens that can be asked for
 Sampled = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -37,9 +37,8 @@ TOKEN_SIZES = (
     1536,
     2048,
 )  # of steps with prompts; larger ones keep a device busy anyway
-# A capture costs the host about as much as ten steps; a step of few rows hardly gets dearer by more of them, as it reads the same
-# weights, one of many does.
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 192, *range(256, 1025, 64))
+# A capture costs about as much as ten steps; a step of few rows hardly gets dearer by more of them, as it reads the same weights.
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices")
 
 

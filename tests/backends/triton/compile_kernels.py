@@ -26,7 +26,6 @@ from quire.backends.triton import (  # noqa: E402
     _kernels_norm,
     _kernels_pointwise,
     _kernels_sample,
-    _kernels_score,
     _kernels_split,
     _split_keys,
     linear_greedy,
@@ -48,7 +47,7 @@ POINTERS = {
 
 
 MODULES = (
-    _kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample, _kernels_score,
+    _kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample,
     _kernels_split,
 )  # fmt: skip
 
