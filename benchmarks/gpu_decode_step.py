@@ -90,7 +90,7 @@ def milliseconds(net: DecoderTensors, fwd: ForwardBatch) -> float:
 def phases_us(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, float]:
     """Mean microseconds of each phase, and of the head."""
     num_layers = len(net.layers)
-    stamps = torch.zeros(module._processors(), num_layers * MARKS + 3, dtype=torch.int64, device="cuda")
+    stamps = torch.zeros(module.num_processors(), num_layers * MARKS + 3, dtype=torch.int64, device="cuda")
     macros, pack = {**module.macros_of(net, fwd), "STAMPS": 1}, struct.pack
 
     def with_stamps(form: str, *values: Any) -> bytes:

@@ -16,8 +16,8 @@ KV_SHAPE = (2, 4, 16)
 
 @pytest.fixture(autouse=True)
 def h200(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_step, "_processors", lambda: 132)
-    monkeypatch.setattr(decode_step, "_shared_bytes", lambda: 232_448)
+    monkeypatch.setattr(decode_step, "num_processors", lambda: 132)
+    monkeypatch.setattr(decode_step, "shared_memory_bytes", lambda: 232_448)
     monkeypatch.setattr(decode_step, "_architecture", lambda: "sm_90")
 
 

@@ -37,6 +37,12 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
+@cache
+def num_processors() -> int:
+    """Multiprocessors of the current device."""
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
+
+
 def _check(code: int, what: str) -> None:
     if code:
         name = ctypes.c_char_p()

@@ -2,15 +2,15 @@
 
 import ctypes
 import math
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from quire.backends.cuda import _nvrtc
 from quire.backends.cuda._ahead import is_collecting, take
-from quire.backends.cuda._driver import Kernel, _check, _library
-from quire.backends.cuda._tensor_map import ELEMENTS, PROMOTE_TO_256_BYTES, SWIZZLE_128_BYTES, TensorMap
+from quire.backends.cuda._driver import Kernel, num_processors
+from quire.backends.cuda._tensor_map import ELEMENTS, TensorMap, boxes
 from quire.ops.forward_batch import ForwardBatch
 
 ARCHITECTURE = "sm_90a"
@@ -47,7 +47,7 @@ def prefill(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, out: Tensor)
     """quire.ops.paged_attention into `out`, without windows; rows of sequences with one query are left as they are."""
     num_tokens, num_heads, head_size = q.shape
     _, num_blocks, block_size, kv_heads, _ = kv.shape
-    groups = groups_of(head_size, num_tokens * num_heads, fwd.max_query_len, _num_processors())
+    groups = groups_of(head_size, num_tokens * num_heads, fwd.max_query_len, num_processors())
     kind = head_size, groups, q.dtype == torch.bfloat16
     if is_collecting():
         take(lambda: _compiled(*kind))
@@ -55,8 +55,8 @@ def prefill(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, out: Tensor)
     num_tiles = num_tokens // (64 * groups) + fwd.num_sequences + 1
     box_slots = math.gcd(block_size, KEYS)
     arguments = Arguments(
-        _map(q.data_ptr(), q.dtype, (head_size, num_heads, num_tokens), (q.stride(1), q.stride(0)), (64, 1, 64)),
-        _map(
+        boxes(q.data_ptr(), q.dtype, (head_size, num_heads, num_tokens), (q.stride(1), q.stride(0)), (64, 1, 64)),
+        boxes(
             kv.data_ptr(), kv.dtype, (head_size, kv_heads, block_size, 2 * num_blocks),
             (kv.stride(3), kv.stride(2), kv.stride(1)), (64, 1, box_slots, 1),
         ),
@@ -64,7 +64,7 @@ def prefill(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, out: Tensor)
         _counters(q.device).data_ptr(), fwd.num_sequences, num_tokens, num_tiles, fwd.block_tables.stride(0),
         num_heads, num_heads // kv_heads, block_size, box_slots, num_blocks, scale * LOG2_E,
     )  # fmt: skip
-    programs = min(_num_processors(), num_tiles * num_heads)
+    programs = min(num_processors(), num_tiles * num_heads)
     _kernel(q.device, *kind).launch_early((programs, 1, 1), (1, 1, 1), (arguments,))
 
 
@@ -102,25 +102,3 @@ def _kernel(device: torch.device, head_size: int, groups: int, is_bf16: bool) ->
 def _counters(device: torch.device) -> Tensor:
     """Zero between launches: each launch leaves them as it found them. Launches on one device are made one after another."""
     return torch.zeros(2, dtype=torch.int32, device=device)
-
-
-@cache
-def _num_processors() -> int:
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
-
-
-@lru_cache(maxsize=4096)
-def _map(
-    address: int, dtype: torch.dtype, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
-) -> TensorMap:
-    """Boxes of a tensor as the copy engine sees it, sizes from the innermost on, strides (in values) from the next on."""
-    rank = len(sizes)
-    room = ctypes.create_string_buffer(192)
-    aligned = (ctypes.addressof(room) + 63) // 64 * 64
-    code = _library().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(aligned), ELEMENTS[dtype], rank, ctypes.c_void_p(address), (ctypes.c_uint64 * rank)(*sizes),
-        (ctypes.c_uint64 * (rank - 1))(*(2 * s for s in strides)), (ctypes.c_uint32 * rank)(*box),
-        (ctypes.c_uint32 * rank)(*[1] * rank), 0, SWIZZLE_128_BYTES, PROMOTE_TO_256_BYTES, 0,
-    )  # fmt: skip
-    _check(code, f"tensor map of {sizes}")
-    return TensorMap.from_buffer_copy(ctypes.string_at(aligned, 128))

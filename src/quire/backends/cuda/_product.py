@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quire.backends.cuda import _nvrtc
 from quire.backends.cuda._ahead import is_collecting, take
-from quire.backends.cuda._driver import Kernel
+from quire.backends.cuda._driver import Kernel, num_processors
 from quire.backends.cuda._product_tiles import Tile
 from quire.backends.cuda._tensor_map import ELEMENTS, TILE_COLUMNS, tensor_map
 
@@ -46,7 +46,7 @@ def likeliest(x: Tensor, weight: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     per_processor = max(
         1, min(232_448 // (tile.shared_bytes + 1024), 2048 // (tile.num_threads + tile.rows * tile.columns // 64))
     )
-    programs = max(1, _num_processors() * per_processor // -(-x.shape[0] // tile.rows))
+    programs = max(1, num_processors() * per_processor // -(-x.shape[0] // tile.rows))
     programs = min(programs, -(-weight.shape[0] // tile.columns))
     values = torch.empty(x.shape[0], programs, dtype=torch.float32, device=x.device)
     columns = torch.empty(x.shape[0], programs, dtype=torch.int32, device=x.device)
@@ -72,11 +72,6 @@ def _launch(
             c_int(x.shape[0]), c_int(out_size), c_int(-(-x.shape[1] // TILE_COLUMNS)), c_int(num_tiles),
         ),
     )  # fmt: skip
-
-
-@cache
-def _num_processors() -> int:
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
 
 
 @cache

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quire.backends.cuda import _nvrtc
 from quire.backends.cuda._ahead import is_collecting, take
-from quire.backends.cuda._driver import Kernel
+from quire.backends.cuda._driver import Kernel, num_processors
+from quire.backends.triton._support import shared_memory_bytes
 from quire.ops.decode_step import DecoderTensors
 from quire.ops.forward_batch import ForwardBatch
 
@@ -84,7 +85,7 @@ class Step:
         device = net.embedding.device
         self.caches = _addresses(fwd)
         image = _nvrtc.compile_kernel("decode_step.cu", macros_of(net, fwd), _architecture())
-        self._kernel = Kernel(image, "decode_step", NUM_THREADS, _shared_bytes())
+        self._kernel = Kernel(image, "decode_step", NUM_THREADS, shared_memory_bytes())
         if self._kernel.programs_per_processor() < 1:
             raise RuntimeError("decode_step does not fit on a multiprocessor")
         self._layers = torch.tensor([_layer_row(net, fwd, i) for i in range(len(net.layers))]).to(device)
@@ -100,7 +101,7 @@ class Step:
         numbers = len(net.layers), fwd.block_tables.stride(0), fwd.kv_caches[0].stride(0)
         outputs = logits, self._words, self._counter
         values = [*(t.data_ptr() for t in tensors), *numbers, *(t.data_ptr() for t in outputs), 0]
-        self._kernel.launch(_processors(), struct.pack(f"{len(values)}q", *values))
+        self._kernel.launch(num_processors(), struct.pack(f"{len(values)}q", *values))
         return logits
 
 
@@ -122,8 +123,8 @@ def refusals(net: DecoderTensors, fwd: ForwardBatch) -> list[str]:
         f"{group} heads to a key head": rest or group > MOST_GROUP,
         "sizes that are not multiples of 64": hidden % 64 or inner % 64 or q_size % 64,
         "fewer rows of a matrix than multiprocessors": min(hidden, inner, layer.qkv.shape[0], len(net.head))
-        < _processors(),
-        "vectors that do not fit in shared memory": _vector_bytes(net, fwd) > _shared_bytes() // 2,
+        < num_processors(),
+        "vectors that do not fit in shared memory": _vector_bytes(net, fwd) > shared_memory_bytes() // 2,
     }
     return [reason for reason, found in checks.items() if found]
 
@@ -146,9 +147,9 @@ def macros_of(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, str | int]:
         "HAS_BIAS": int(layer.qkv_bias is not None),
         "HAS_QK_NORM": int(layer.q_norm is not None),
         "BLOCK": fwd.kv_caches[0].shape[2],
-        "CTAS": _processors(),
-        "SHARED_BYTES": _shared_bytes(),
-        "SPLITS": max(1, min(8 if rows == 1 else 4, _processors() // (rows * net.num_kv_heads))),
+        "CTAS": num_processors(),
+        "SHARED_BYTES": shared_memory_bytes(),
+        "SPLITS": max(1, min(8 if rows == 1 else 4, num_processors() // (rows * net.num_kv_heads))),
         "STAGE_BYTES": stage_bytes,
         "WINDOW_BYTES": stage_bytes * (1 if layer.out.shape[0] < SMALL_HIDDEN else 2),
     }
@@ -181,15 +182,3 @@ def _layer_row(net: DecoderTensors, fwd: ForwardBatch, index: int) -> list[int]:
 def _architecture() -> str:
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
-
-
-@cache
-def _processors() -> int:
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-
-
-@cache
-def _shared_bytes() -> int:
-    """Most shared memory a program may use."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # missing from torch's stubs
