@@ -35,18 +35,22 @@ Open = Callable[[str, list[int], int], AsyncIterator[int]]
 Drive = Callable[[Open], Any]
 
 
-class Quire:
-    """The engine of this repository. `serving`: as a server runs it, which `stream` needs."""
+class _VllmCalls:
+    """The calls that quire and vLLM share: their `package` is imported, their arguments are the same."""
+
+    package: str
 
     def __init__(self, folder: str, max_model_len: int, serving: bool, options: dict[str, Any]) -> None:
-        import quire
-
-        kind = quire.AsyncLLM if serving else quire.LLM
-        self.params = quire.SamplingParams
-        self.llm = kind(
+        found = importlib.import_module(self.package)
+        self.params = found.SamplingParams
+        self.llm = self.kind(found, serving)(
             model=folder, load_format="dummy", skip_tokenizer_init=True, seed=0, dtype="bfloat16",
             gpu_memory_utilization=0.9, max_model_len=max_model_len, disable_log_stats=True, **options,
         )  # fmt: skip
+
+    def kind(self, package: Any, serving: bool) -> Any:
+        """The class to make."""
+        return package.LLM
 
     def generate(self, prompts: Prompts, lengths: list[int], sampling: dict[str, Any]) -> tuple[float, Prompts]:
         given = [{"prompt_token_ids": p} for p in prompts]
@@ -55,6 +59,15 @@ class Quire:
         outputs = self.llm.generate(given, params, use_tqdm=False)
         seconds = time.perf_counter() - begin
         return seconds, [list(o.outputs[0].token_ids) for o in outputs]
+
+
+class Quire(_VllmCalls):
+    """The engine of this repository. `serving`: as a server runs it, which `stream` needs."""
+
+    package = "quire"
+
+    def kind(self, package: Any, serving: bool) -> Any:
+        return package.AsyncLLM if serving else package.LLM
 
     def stream(self, drive: Drive) -> None:
         import asyncio
@@ -70,25 +83,14 @@ class Quire:
         getattr(self.llm, "llm_engine", self.llm).close()
 
 
-class Vllm:
+class Vllm(_VllmCalls):
     """vLLM 0.26. Its prefix cache is on, as it comes."""
+
+    package = "vllm"
 
     def __init__(self, folder: str, max_model_len: int, serving: bool, options: dict[str, Any]) -> None:
         os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
-        vllm = importlib.import_module("vllm")
-        self.params = vllm.SamplingParams
-        self.llm = vllm.LLM(
-            model=folder, load_format="dummy", skip_tokenizer_init=True, seed=0, dtype="bfloat16",
-            gpu_memory_utilization=0.9, max_model_len=max_model_len, disable_log_stats=True, **options,
-        )  # fmt: skip
-
-    def generate(self, prompts: Prompts, lengths: list[int], sampling: dict[str, Any]) -> tuple[float, Prompts]:
-        given = [{"prompt_token_ids": p} for p in prompts]
-        params = [self.params(**each(sampling, i), max_tokens=n, **ANY_TOKEN) for i, n in enumerate(lengths)]
-        begin = time.perf_counter()
-        outputs = self.llm.generate(given, params, use_tqdm=False)
-        seconds = time.perf_counter() - begin
-        return seconds, [list(o.outputs[0].token_ids) for o in outputs]
+        super().__init__(folder, max_model_len, serving, options)
 
     def stream(self, drive: Drive) -> None:
         """Steps the engine on one thread, and hands each request's progress to whoever waits for it."""
