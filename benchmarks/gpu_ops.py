@@ -17,6 +17,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import shapes
 import torch
 from triton.runtime.errors import OutOfResources
 
@@ -26,9 +27,15 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import implementations, resolve, specs
 
 SHAPES = {  # query heads, key heads, head size, hidden, inner
-    "0.5b": (14, 2, 64, 896, 4864),
-    "1.5b": (12, 2, 128, 1536, 8960),
-    "7b": (28, 4, 128, 3584, 18944),
+    name: (
+        size["num_attention_heads"],
+        size["num_key_value_heads"],
+        size["hidden_size"] // size["num_attention_heads"],
+        size["hidden_size"],
+        size["intermediate_size"],
+    )
+    for name, size in shapes.SHAPES.items()
+    if name != "test"
 }
 CALLS = 20
 COMPILING_PROCESSES = 12
@@ -159,13 +166,12 @@ def pointwise_rows(shape: str, tokens: int) -> Iterator[dict[str, Any]]:
 def linear_sizes(shape: str) -> dict[str, tuple[int, int]]:
     """(in, out) of each matrix of a layer, and of the head."""
     q_heads, kv_heads, head_size, hidden, inner = SHAPES[shape]
-    vocab = 152_064 if shape == "7b" else 151_936
     return {
         "qkv": (hidden, (q_heads + 2 * kv_heads) * head_size),
         "o": (q_heads * head_size, hidden),
         "gate_up": (hidden, 2 * inner),
         "down": (inner, hidden),
-        "head": (hidden, vocab),
+        "head": (hidden, shapes.SHAPES[shape]["vocab_size"]),
     }
 
 
