@@ -7,19 +7,19 @@ CTAs and layers: "take" is waiting for and loading what others have computed, "w
 """
 
 import argparse
-import statistics
 import struct
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from gpu_ops import device_us
 from shapes import SHAPES
 
 from quire.backends.cuda import decode_step as module
 from quire.ops.decode_step import DecoderTensors, LayerTensors
 from quire.ops.forward_batch import ForwardBatch
 
-STEPS, REPLAYS, BLOCK = 20, 7, 16
+BLOCK = 16
 PHASES = ("qkv", "attention", "out", "gate_up", "down")
 MARKS = 2 * len(PHASES)  # of a layer
 
@@ -72,19 +72,8 @@ def step_of(net: DecoderTensors, rows: int, context: int) -> ForwardBatch:
 
 def milliseconds(net: DecoderTensors, fwd: ForwardBatch) -> float:
     """Of one step."""
-    step, graph, times = module.Step(net, fwd), torch.cuda.CUDAGraph(), []
-    step.run(net, fwd)
-    with torch.cuda.graph(graph):
-        for _ in range(STEPS):
-            step.run(net, fwd)
-    for _ in range(REPLAYS + 1):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / STEPS)
-    return statistics.median(times[1:])
+    step = module.Step(net, fwd)
+    return device_us([lambda: step.run(net, fwd)]) / 1e3
 
 
 def phases_us(net: DecoderTensors, fwd: ForwardBatch) -> dict[str, float]:
