@@ -17,7 +17,7 @@ from quire.server.errors import renaming
 from quire.server.generation import Generation
 from quire.server.openai.answers import Manner
 from quire.server.openai.conversation import begin, prepare
-from quire.server.openai.endpoint import Call, encoder, read_call, request_body
+from quire.server.openai.endpoint import Call, encoder, json_response, read_call, request_body
 from quire.server.openai.schemas import ChatCompletionRequest
 from quire.server.sse import STREAM, EventStream, named_event, until_client_gone
 
@@ -41,7 +41,7 @@ async def messages(http: Request) -> Response:
         message = await until_client_gone(http.receive, answer.whole())
     finally:
         generation.close()
-    return Response(encoder.encode(message), 200, call.headers, "application/json")
+    return json_response(message, call.headers)
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=BODY, response_model=None)
@@ -51,7 +51,7 @@ async def count_tokens(http: Request) -> Response:
     with renaming(NAMES):
         found = await off_loop(call.num_bytes, lambda: prepare(chat_request(request), call.serving))
     ids = call.serving.frontend.tokenize(found.prompt, add_special_tokens=False)
-    return Response(encoder.encode({"input_tokens": len(ids)}), 200, call.headers, "application/json")
+    return json_response({"input_tokens": len(ids)}, call.headers)
 
 
 class Answer:

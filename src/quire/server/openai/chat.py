@@ -34,7 +34,7 @@ async def chat_completions(http: Request) -> Response:
         results = await until_client_gone(http.receive, generation.results())
     finally:
         generation.close()
-    return json_response(_completion(request, call, results[0], manner), call)
+    return json_response(_completion(request, call, results[0], manner), call.headers)
 
 
 def _writer(request: ChatCompletionRequest, serving: Serving) -> LogprobWriter:

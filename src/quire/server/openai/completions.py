@@ -32,7 +32,7 @@ async def completions(http: Request) -> Response:
         results = await until_client_gone(http.receive, generation.results())
     finally:
         generation.close()
-    return json_response(_completion(call, generation, results, writer), call)
+    return json_response(_completion(call, generation, results, writer), call.headers)
 
 
 async def _start(request: CompletionRequest, call: Call) -> Generation:

@@ -74,16 +74,18 @@ async def read_call(
     name = serving.name_for(getattr(request, "model", None))
     call = Call(serving, prefix + uuid.uuid4().hex, name, body.num_bytes)
     call.request_id, call.arrived_s = http.state.request_id, http.state.arrived_s
-    if unknown:
-        serving.note_ignored([name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]])
-        call.headers["x-quire-ignored"] = ignored_header(unknown)
+    call.headers |= ignored_headers(unknown, serving)
     return request, call
 
 
-def ignored_header(names: list[str]) -> str:
-    """Names of ignored fields, safe in a header."""
-    safe = [UNSAFE_IN_HEADER.sub("?", name[:MAX_FIELD_NAME]) for name in names[:MAX_NAMED_FIELDS]]
-    return ", ".join([*safe, "..."] if len(names) > MAX_NAMED_FIELDS else safe)
+def ignored_headers(unknown: list[str], serving: Serving) -> dict[str, str]:
+    """Counts fields that are ignored; the header that tells of them, if there are any."""
+    if not unknown:
+        return {}
+    named = [name[:MAX_FIELD_NAME] for name in unknown[:MAX_NAMED_FIELDS]]
+    serving.note_ignored(named)
+    safe = [UNSAFE_IN_HEADER.sub("?", name) for name in named]
+    return {"x-quire-ignored": ", ".join([*safe, "..."] if len(unknown) > MAX_NAMED_FIELDS else safe)}
 
 
 async def start(
@@ -114,9 +116,9 @@ async def start(
     return Generation(call.serving, streams, trace)
 
 
-def json_response(answer: msgspec.Struct, call: Call) -> Response:
+def json_response(answer: msgspec.Struct | dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     """The whole answer."""
-    return Response(encoder.encode(answer), 200, call.headers, "application/json")
+    return Response(encoder.encode(answer), 200, headers, "application/json")
 
 
 def request_body(kind: type[Body], also: type[Body] | None = None, names: Iterable[str] = ()) -> dict[str, Any]:

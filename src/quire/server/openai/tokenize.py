@@ -11,7 +11,7 @@ from quire.core.bounds import Field as Bound
 from quire.engine.prompts import check_token_ids, integer_ids
 from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
-from quire.server.openai.endpoint import encoder, ignored_header, request_body
+from quire.server.openai.endpoint import ignored_headers, json_response, request_body
 from quire.server.openai.fields import CHAT, GENERATE, check_unhonoured
 from quire.server.openai.schemas import MAX_MESSAGES, Body, Message, parse
 from quire.server.serving import Serving
@@ -108,8 +108,4 @@ def _tokenizer(serving: Serving) -> Tokenizer:
 
 
 def _response(answer: dict[str, Any], request: Body, serving: Serving) -> Response:
-    unknown = check_unhonoured(request.model_extra or {})
-    if unknown:
-        serving.note_ignored([name[:64] for name in unknown[:20]])
-    headers = {"x-quire-ignored": ignored_header(unknown)} if unknown else None
-    return Response(encoder.encode(answer), 200, headers, "application/json")
+    return json_response(answer, ignored_headers(check_unhonoured(request.model_extra or {}), serving))

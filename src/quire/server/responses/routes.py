@@ -14,7 +14,7 @@ from quire.server.body import off_loop
 from quire.server.errors import renaming
 from quire.server.generation import Generation
 from quire.server.openai.conversation import begin, prepare
-from quire.server.openai.endpoint import Call, encoder, read_call, request_body
+from quire.server.openai.endpoint import Call, encoder, json_response, read_call, request_body
 from quire.server.openai.logprobs import LogprobWriter
 from quire.server.openai.schemas import ChatCompletionRequest
 from quire.server.responses.inputs import NAMES, chat_request, items_of
@@ -41,7 +41,7 @@ async def create(http: Request) -> Response:
         response = await until_client_gone(http.receive, answer.whole())
     finally:
         answer.close()
-    return _json(response, call.headers)
+    return json_response(response, call.headers)
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=BODY, response_model=None)
@@ -52,7 +52,7 @@ async def input_tokens(http: Request) -> Response:
     with renaming(NAMES):
         found = await off_loop(call.num_bytes, lambda: prepare(chat_request(request, items), call.serving))
     ids = call.serving.frontend.tokenize(found.prompt, add_special_tokens=False)
-    return _json({"object": "response.input_tokens", "input_tokens": len(ids)}, call.headers)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(ids)}, call.headers)
 
 
 @router.get("/v1/responses/{response_id}", response_model=None)
@@ -61,7 +61,7 @@ async def retrieve(http: Request, response_id: str, stream: str | None = None) -
     found = _store(http).find(response_id)
     if stream in ("true", "1"):
         raise InvalidRequest("only background responses can be streamed again, and there are none", "stream")
-    return _json(found.response)
+    return json_response(found.response)
 
 
 @router.get("/v1/responses/{response_id}/input_items", response_model=None)
@@ -79,14 +79,14 @@ async def input_items(
     page = items[first : first + int(limit)]
     more = first + len(page) < len(items)
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-    return _json({"object": "list", "data": page, "has_more": more, **ends})
+    return json_response({"object": "list", "data": page, "has_more": more, **ends})
 
 
 @router.delete("/v1/responses/{response_id}", response_model=None)
 async def delete(http: Request, response_id: str) -> Response:
     """Forgets a stored response."""
     _store(http).remove(response_id)
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.post("/v1/responses/{response_id}/cancel", response_model=None)
@@ -223,7 +223,3 @@ def _writer(chat: ChatCompletionRequest, serving: Serving) -> LogprobWriter | No
 def _store(http: Request) -> ResponseStore:
     serving: Serving = http.app.state.serving
     return serving.responses
-
-
-def _json(answer: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(encoder.encode(answer), 200, headers, "application/json")
