@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from quire.config import BUILTIN_MODEL, Decision, EngineArgs, EngineConfig
+from quire.config import Decision, EngineArgs, EngineConfig
 from quire.hf_config import HfConfig
-from quire.hub import resolve_model, resolve_tokenizer
+from quire.hub import model_folder, resolve_tokenizer
 from quire.platform import select_platform
 from quire.resolve import resolve
 
@@ -14,13 +14,7 @@ def load_config(args: EngineArgs, *, serving: bool = False) -> tuple[EngineConfi
 
     Raises SetupError types: HubError, CheckpointError, ConfigError, UnsupportedModel.
     """
-    model_dir = resolve_model(
-        args.model or BUILTIN_MODEL,
-        revision=args.revision,
-        download_dir=args.download_dir,
-        token=args.hf_token,
-        load_format=args.load_format,
-    )
+    model_dir = model_folder(args)
     hf = HfConfig.from_dir(model_dir, args.hf_overrides)
     facts = select_platform(args.device).facts()
     config, decisions = resolve(args, hf, facts, model_dir=str(model_dir), serving=serving)

@@ -101,7 +101,7 @@ def test_of_a_model_on_a_hub_only_the_config_is_fetched(capsys, monkeypatch, che
     (checkpoint / "model.safetensors").unlink()
     asked = []
     monkeypatch.setattr(
-        plan_command, "resolve_model", lambda name, **options: asked.append((name, options)) or checkpoint
+        "quire.hub.resolve.resolve_model", lambda name, **options: asked.append((name, options)) or checkpoint
     )
     text = printed(capsys, "org/model", "--gpu-memory", "8")
     assert asked[0][0] == "org/model" and asked[0][1]["load_format"] == "dummy"

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from quire.config import BUILTIN_MODEL, EngineArgs, option
+from quire.config import EngineArgs, option
 from quire.errors import ConfigError
-from quire.hub import resolve_model
+from quire.hub import model_folder
 
 Phases = dict[str, float]
 TOTAL = "first token after"
@@ -35,14 +35,7 @@ def run(engine: EngineArgs, args: StartupArgs) -> int:
     """Measures, prints a table and returns 0. Raises SetupError types, and ConfigError when a start fails."""
     if args.num_iters_cold < 1 or args.num_iters_warm < 0:
         raise ConfigError("num_iters_cold must be at least 1, num_iters_warm at least 0")
-    folder = resolve_model(
-        engine.model or BUILTIN_MODEL,
-        revision=engine.revision,
-        download_dir=engine.download_dir,
-        token=engine.hf_token,
-        load_format=engine.load_format,
-    )
-    engine = replace(engine, model=str(folder), hf_token=None)  # which a child does not need any more
+    engine = replace(engine, model=str(model_folder(engine)), hf_token=None)  # which a child does not need any more
     with tempfile.TemporaryDirectory(prefix="quire-startup-") as root:
         caches = [str(Path(root) / str(i)) for i in range(args.num_iters_cold)]
         cold = [_start(engine, cache) for cache in caches]

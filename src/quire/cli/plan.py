@@ -8,7 +8,7 @@ from quire.cli.args import Parser, parse
 from quire.config import BUILTIN_MODEL, Decision, EngineArgs, EngineConfig, MachineFacts, option
 from quire.errors import ConfigError
 from quire.hf_config import HfConfig
-from quire.hub import resolve_model
+from quire.hub import model_folder
 from quire.resolve import parse_size, resolve
 
 HELP = "show where memory would go, without loading the model"
@@ -39,13 +39,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here because it brings torch, which other commands must not wait for.
     from quire.runner.dry_plan import dry_plan
 
-    folder = resolve_model(
-        engine.model or BUILTIN_MODEL,
-        revision=engine.revision,
-        download_dir=engine.download_dir,
-        token=engine.hf_token,
-        load_format=engine.load_format if _is_local(engine.model) else "dummy",
-    )
+    folder = model_folder(engine, load_format=None if _is_local(engine.model) else "dummy")
     hf = HfConfig.from_dir(folder, engine.hf_overrides)
     facts = _facts(engine, args)
     config, decisions = resolve(engine, hf, facts, model_dir=str(folder), serving=args.serving)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from quire import env
-from quire.config import BUILTIN_PREFIX
+from quire.config import BUILTIN_MODEL, BUILTIN_PREFIX, EngineArgs
 from quire.errors import HubError
 from quire.hub import huggingface, modelscope
 
@@ -46,6 +46,20 @@ def resolve_model(
     use_modelscope = env.flag("QUIRE_USE_MODELSCOPE") or env.flag("VLLM_USE_MODELSCOPE")
     download = modelscope.download if use_modelscope else huggingface.download
     return download(name, revision, download_dir, token, load_format)
+
+
+def model_folder(args: EngineArgs, *, load_format: str | None = None) -> Path:
+    """The local folder of the model that the options name, the bundled one if they name none. See resolve_model.
+
+    load_format  in place of the options' own
+    """
+    return resolve_model(
+        args.model or BUILTIN_MODEL,
+        revision=args.revision,
+        download_dir=args.download_dir,
+        token=args.hf_token,
+        load_format=load_format or args.load_format,
+    )
 
 
 def resolve_tokenizer(

@@ -13,7 +13,7 @@ from quire.cli.doctor.edits import Edit, environment
 from quire.cli.doctor.machine import Machine
 from quire.config import BUILTIN_MODEL, BUILTIN_PREFIX, EngineArgs, EngineConfig
 from quire.errors import HubError, SetupError
-from quire.hub import resolve_model, resolve_tokenizer
+from quire.hub import model_folder, resolve_tokenizer
 from quire.server import listen, rundir
 from quire.server.options import ServerArgs
 from quire.server.tracing import check_endpoint
@@ -69,7 +69,7 @@ def limits(patient: Patient) -> None:
     files = patient.machine.file_limit()
     if files < MIN_OPEN_FILES:
         raise Fault(
-            f"this shell lets a process open {files} files; each client takes one", Edit(shell=f"ulimit -n {65536}")
+            f"this shell lets a process open {files} files; each client takes one", Edit(shell="ulimit -n 65536")
         )
 
 
@@ -96,12 +96,12 @@ def model(patient: Patient) -> None:
     args = patient.engine_args
     name = args.model or BUILTIN_MODEL
     if name.startswith(BUILTIN_PREFIX) or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
-        patient.folder, patient.complete = _resolve(args), True
+        patient.folder, patient.complete = model_folder(args), True
         _check_readable(patient)
         return
     try:
         with environment({"HF_HUB_OFFLINE": "1"}):
-            patient.folder, patient.complete = _resolve(args), True
+            patient.folder, patient.complete = model_folder(args), True
     except HubError:
         _check_download(patient, args)
         patient.folder = resolve_tokenizer(name, args.revision, args.download_dir, args.hf_token)
@@ -155,12 +155,6 @@ def weights(patient: Patient) -> None:
 CHECKS = (
     command_line, variables, limits, address, run_directory, tracing, model, configuration, texts, weights,
 )  # fmt: skip
-
-
-def _resolve(args: EngineArgs) -> Path:
-    return resolve_model(
-        args.model or BUILTIN_MODEL, args.revision, args.download_dir, args.hf_token, load_format=args.load_format
-    )
 
 
 def _check_readable(patient: Patient) -> None:
