@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EXACT_BITS = 52  # whole numbers below 2^53 are exact in float64
+from quire.ops.draw_tokens import weight_of_likeliest
+
 # top_k and top_p are looked for among so many of the most likely tokens before the whole row is sorted.
 HEADS = (256, 4096)
 
@@ -58,7 +59,7 @@ def draw(logits: Tensor, controls: Controls) -> Tensor:
     """
     scaled = logits / controls.temperature.float().unsqueeze(1)
     scaled -= scaled.amax(-1, keepdim=True)
-    one = 2.0 ** (EXACT_BITS - logits.shape[1].bit_length())  # weight of the most likely token
+    one = weight_of_likeliest(logits.shape[1])
     weights = scaled.double().exp_().mul_(one).round_()
     if controls.filtered:
         weights.masked_fill_(weights < _threshold(weights, controls, one).unsqueeze(1), 0)
