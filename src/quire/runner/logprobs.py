@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import TokenLogprobs
+from quire.runner.device_sampler import CHOSEN, FIRST_TOP, RANK
 from quire.runner.sampling_table import NO_LOGPROBS
 
 LOW_WORD = 2**32 - 1
@@ -61,13 +62,16 @@ def entries_of(
     if scores is None:
         return found
     numbers = scores.numpy()[:, : len(counts)]
-    first, num_top = 2, (numbers.shape[2] - 2) // 2
+    num_top = (numbers.shape[2] - FIRST_TOP) // 2
+    first_logprob = FIRST_TOP + num_top
     for count in np.unique(counts[counts != NO_LOGPROBS]).tolist():
         places = np.flatnonzero(counts == count)
         some = numbers[:, places].transpose(1, 0, 2)
-        ids = np.concatenate((tokens[:, places].T[:, :, None], some[:, :, first : first + count]), axis=2)
-        bits = np.concatenate((some[:, :, 1:2], some[:, :, first + num_top : first + num_top + count]), axis=2)
-        lists = zip(ids.tolist(), bits.view(np.float32).tolist(), some[:, :, 0].tolist(), strict=True)
+        ids = np.concatenate((tokens[:, places].T[:, :, None], some[:, :, FIRST_TOP : FIRST_TOP + count]), axis=2)
+        bits = np.concatenate(
+            (some[:, :, CHOSEN : CHOSEN + 1], some[:, :, first_logprob : first_logprob + count]), axis=2
+        )
+        lists = zip(ids.tolist(), bits.view(np.float32).tolist(), some[:, :, RANK].tolist(), strict=True)
         for place, parts in zip(places.tolist(), lists, strict=True):
             found[place] = list(map(TokenLogprobs, *parts))
     return found
