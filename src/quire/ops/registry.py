@@ -34,7 +34,6 @@ class Ops:
     rms_norm: Callable[..., Tensor]
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
     layer_norm: Callable[..., Tensor]
-    silu_mul: Callable[..., Tensor]
     rotary_write_kv: Callable[..., tuple[Tensor, Tensor]]
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
