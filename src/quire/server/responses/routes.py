@@ -105,7 +105,7 @@ class Answer:
         self._inputs = [{"id": f"msg_{secrets.token_hex(16)}", **item} for item in items_of(request)]
         self._earlier = _earlier(request, call.serving)
         self._generation: Generation | None = None
-        self._usage: Event | None = None
+        self._num_generated = 0
         self._num_events = 0
 
     async def begin(self) -> None:
@@ -150,30 +150,29 @@ class Answer:
         )
 
     async def _outputs(self) -> AsyncIterator[tuple[CompletionOutput, RequestOutput]]:
-        num_generated = 0
         if self._generation is None:
             return
         async for _, result in self._generation.outputs():
             output = result.outputs[0]
-            num_generated += len(output.token_ids)
-            self._usage = self._counts(result, num_generated)
+            self._num_generated += len(output.token_ids)
             yield output, result
 
-    def _counts(self, result: RequestOutput, num_generated: int) -> Event:
-        num_prompt = len(result.prompt_token_ids)
+    def _usage(self, result: RequestOutput) -> Event:
+        num_prompt, num_generated = len(result.prompt_token_ids), self._num_generated
         return {
             "input_tokens": num_prompt, "output_tokens": num_generated, "total_tokens": num_prompt + num_generated,
             "input_tokens_details": {"cached_tokens": result.num_cached_tokens, "cache_write_tokens": 0},
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._builder.reader.num_reasoning_tokens},
         }  # fmt: skip
 
     def _finished(self, output: CompletionOutput, result: RequestOutput) -> dict[str, Any]:
         """The last state of the response, which is kept if it is to be."""
-        if self._usage is not None:
-            self._usage["output_tokens_details"] = {"reasoning_tokens": self._builder.reader.num_reasoning_tokens}
         cut = output.finish_reason == "length"
         response = self._response("incomplete" if cut else "completed")
-        response |= {"incomplete_details": {"reason": "max_output_tokens"} if cut else None, "usage": self._usage}
+        response |= {
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "usage": self._usage(result),
+        }
         response["completed_at"] = None if cut else int(time.time())
         if self._request.store is not False:
             chat = [*self._earlier, *self._inputs, *self._builder.items]
