@@ -10,7 +10,6 @@ from quire.server.openai.schemas import ChatCompletionRequest
 from quire.text.tools import plain_json
 from quire.text.tools.formats import PLAIN_JSON, ToolFormat, format_of
 
-MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -31,8 +30,6 @@ class Tools:
 def tools_of(request: ChatCompletionRequest) -> list[dict[str, Any]] | None:
     """The checked tools that the model is to know of; None = none. Raises InvalidRequest."""
     tools = request.tools or []
-    if len(tools) > MAX_TOOLS:
-        raise InvalidRequest(f"tools has {len(tools)} entries, the limit is {MAX_TOOLS}", "tools")
     names = [_checked_name(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
     if len(set(names)) < len(names):
         raise InvalidRequest("two tools have the same name", "tools")
