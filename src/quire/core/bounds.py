@@ -15,6 +15,7 @@ STRINGS, TOKEN_IDS, LIST = "list of strings", "list of token ids", "list"
 LISTS = (STRINGS, TOKEN_IDS, LIST)
 _SIZES = {"array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
 LARGEST = 2**31 - 1
+MAX_SEED = 2**64 - 1
 MAX_STOP_STRING_BYTES = 256
 LOGIT_BIAS_LIMIT = 100.0
 
@@ -116,7 +117,7 @@ SAMPLING: dict[str, Field] = {
     "presence_penalty": Field(NUMBER, "taken off the logit of each token that was generated", -2.0, 2.0, default="0"),
     "frequency_penalty": Field(NUMBER, "the same, for each time that it was", -2.0, 2.0, default="0"),
     "repetition_penalty": Field(NUMBER, "divides logits of tokens of prompt and output; 1 = off", 0.01, 100.0, default="1"),
-    "seed": Field(INTEGER, "equal seeds give equal answers", -(2**63), 2**64 - 1, default="a new one each time"),
+    "seed": Field(INTEGER, "equal seeds give equal answers", -(2**63), MAX_SEED, default="a new one each time"),
     "max_tokens": Field(INTEGER, "longest answer, its reasoning included", 1, LARGEST, default="16; of chats, what the model length leaves"),
     "min_tokens": Field(INTEGER, "the answer cannot end before it has so many", 0, LARGEST, default="0"),
     "thinking_token_budget": Field(INTEGER, "longest reasoning: the mark that ends it is forced after so many tokens", 0, LARGEST),

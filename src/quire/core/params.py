@@ -8,6 +8,7 @@ from quire.core.bounds import (
     INTEGER,
     LARGEST,
     LOGIT_BIAS_LIMIT,
+    MAX_SEED,
     MAX_STOP_STRING_BYTES,
     NUMBER,
     SAMPLING,
@@ -20,7 +21,6 @@ from quire.core.legacy_params import accepts_legacy
 from quire.core.structured import StructuredOutputsParams, structured_outputs
 from quire.errors import InvalidRequest
 
-MAX_SEED = 2**64 - 1
 MIN_TEMPERATURE = 0.01  # below it, softmax of fp32 logits overflows into one-hot: the same tokens, fewer surprises
 
 
@@ -154,7 +154,7 @@ def _check_numbers(p: SamplingParams) -> None:
     if p.top_k == -1:
         p.top_k = 0
     if p.seed is not None:
-        p.seed %= 2**64
+        p.seed %= MAX_SEED + 1
     if p.max_tokens is not None and p.min_tokens > p.max_tokens:
         raise InvalidRequest(f"min_tokens {p.min_tokens} is above max_tokens {p.max_tokens}", "min_tokens")
     if p.greedy and p.n > 1:
