@@ -20,12 +20,6 @@ class UnsupportedMediaType(ClientError):
     status = 415
 
 
-class MethodNotAllowed(ClientError):
-    """The route exists, the method does not."""
-
-    status = 405
-
-
 class ClientGone(ClientError):
     """The client closed the connection; nobody reads the answer."""
 

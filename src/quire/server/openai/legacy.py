@@ -36,7 +36,7 @@ def modern_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _modern(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "function":
         return {**message, "role": "tool", "tool_call_id": _ID}
-    if message.get("function_call") is None or message.get("tool_calls"):
-        return {name: value for name, value in message.items() if name != "function_call"}
     rest = {name: value for name, value in message.items() if name != "function_call"}
+    if message.get("function_call") is None or message.get("tool_calls"):
+        return rest
     return {**rest, "tool_calls": [{"id": _ID, "type": "function", "function": message["function_call"]}]}

@@ -8,7 +8,6 @@ from typing import Any
 
 from quire.text.tools.calls import ToolCall, Whole, parse_json, read_calls
 
-MARKS = ()
 MAX_CALLS = 16
 _FENCE = "```"
 
