@@ -14,7 +14,6 @@ const FIELDS = [
   { name: "seed", step: 1 },
 ];
 const HEALTH_EVERY_MS = 5000;
-const COPIED_MS = 1500;
 const AT_END_PX = 60;
 const KEPT = "quire-chat";
 const $ = (selector) => document.querySelector(selector);
@@ -143,19 +142,19 @@ function noteOf({ stats }) {
   return parts.join(" · ");
 }
 
+// An icon, and the word for it that is read aloud.
+function face(name) {
+  return [icon(name), element("span", { className: "hidden", textContent: word(name) })];
+}
+
 function button(name, action) {
-  const label = element("span", { className: "hidden", textContent: word(name) });
-  const node = element("button", { type: "button", className: `bare ${name}`, title: word(name) }, icon(name), label);
+  const node = element("button", { type: "button", className: `bare ${name}`, title: word(name) }, ...face(name));
   node.addEventListener("click", action);
   return node;
 }
 
 function copyButton(text) {
-  const node = button("copy", async () => {
-    await copyText(text);
-    node.replaceChildren(icon("copied"), element("span", { className: "hidden", textContent: word("copied") }));
-    setTimeout(() => node.replaceChildren(icon("copy"), element("span", { className: "hidden", textContent: word("copy") })), COPIED_MS);
-  });
+  const node = button("copy", () => copyText(text, (name) => node.replaceChildren(...face(name))));
   return node;
 }
 

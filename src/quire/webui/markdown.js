@@ -47,18 +47,21 @@ function code(lines, at, [, marks, language], parent, copyWord) {
   while (end < lines.length && !(lines[end].trim().startsWith(marks) && !lines[end].trim().replaceAll(marks[0], ""))) end += 1;
   const text = lines.slice(at + 1, end).join("\n");
   const button = element("button", { type: "button", className: "copy", textContent: copyWord.copy });
-  button.addEventListener("click", async () => {
-    await copyText(text);
-    button.textContent = copyWord.copied;
-    setTimeout(() => { button.textContent = copyWord.copy; }, COPIED_MS);
-  });
+  button.addEventListener("click", () => copyText(text, (name) => { button.textContent = copyWord[name]; }));
   const head = element("div", { className: "code-head" }, element("span", { textContent: language }), button);
   parent.append(element("div", { className: "code" }, head, element("pre", { tabIndex: 0 }, element("code", { textContent: text }))));
   return end + 1;
 }
 
+// Copies a text and shows that for a moment: show("copied"), then show("copy").
+export async function copyText(text, show) {
+  await toClipboard(text);
+  show("copied");
+  setTimeout(() => show("copy"), COPIED_MS);
+}
+
 // The clipboard's own interface exists on https and localhost only; servers are also reached by plain http.
-export async function copyText(text) {
+async function toClipboard(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = element("textarea", { value: text, className: "hidden" });
   document.body.append(area);
