@@ -26,7 +26,7 @@ from quire.ops.contract import OpSpec
 
 @dataclass(frozen=True)
 class Ops:
-    """The chosen implementation of every operator; handed to layers when they are built. Signatures: the op's own file."""
+    """The chosen implementation of each operator that layers or the runner call; layers get it when built. Signatures: the op's file."""
 
     linear: Callable[..., Tensor]
     linear_silu_mul: Callable[..., Tensor]
