@@ -184,3 +184,8 @@ class StopChecker:
                 at = window.find(stop[0], at + 1)
             longest = max(longest, len(window) - at if at >= 0 else 0)
         return longest
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of the text that is a beginning of the mark."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

@@ -5,6 +5,8 @@ What comes out depends on the text alone, not on how it is cut into pieces.
 
 from dataclasses import dataclass
 
+from quire.text.detokenizer import overlap
+
 BEGIN, END = "<think>", "</think>"
 MARKS = (BEGIN, END)
 
@@ -69,7 +71,7 @@ class ThinkSplitter:
             reasoning = self._shown(text[:at])
             self._mark, self._at_start = "", True
             return reasoning, text[at + len(END) :]
-        held = next((n for n in range(min(len(text), len(END) - 1), 0, -1) if text.endswith(END[:n])), 0)
+        held = overlap(text, END)
         self._held = text[len(text) - held :]
         return self._shown(text[: len(text) - held]), ""
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+from quire.text.detokenizer import overlap
+
 MAX_NAME_CHARS = 256
 MAX_HELD_SPACE = 64  # characters of whitespace before a call that are not shown
 
@@ -116,7 +118,7 @@ class Marked:
             _show(text[:shown], items)
             self._outside, self._space, self._body, self._tail = "", text[shown:at], [], ""
             return text[at + len(self._begin) :]
-        held = _overlap(text, self._begin)
+        held = overlap(text, self._begin)
         held += _trailing_space(text[: len(text) - held])
         _show(text[: len(text) - held], items)
         self._outside = text[len(text) - held :]
@@ -189,11 +191,6 @@ class Whole:
 def _show(text: str, items: list[Item]) -> None:
     if text:
         items.append(text)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of the text that is a beginning of the mark."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _trailing_space(text: str) -> int:
