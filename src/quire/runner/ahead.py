@@ -31,7 +31,7 @@ from quire.runner.device_sampler import DRAWING, DeviceSampler
 from quire.runner.graphs import graph_sizes
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
-from quire.runner.whole_step import WholeStep
+from quire.runner.whole_step import WholeStep, decode_likeliest, decode_logits
 
 logger = logging.getLogger(__name__)
 
@@ -152,26 +152,18 @@ class DrySteps:
         _lend_memory(model, device)
         whole = WholeStep(model, self.ops)
 
-        def logits(fwd: ForwardBatch) -> Tensor:
-            found = whole.logits(fwd)
-            if found is not None:
-                return found
-            hidden = model(fwd.input_ids, fwd.positions, fwd)
-            return cast(Tensor, model.compute_logits(hidden[fwd.logits_indices]))
-
-        def likeliest(fwd: ForwardBatch) -> Tensor:
-            found = whole.logits(fwd)
-            if found is not None:
-                return self.ops.greedy(found)
-            return cast(Tensor, model.likeliest(model(fwd.input_ids, fwd.positions, fwd)))
-
         def prompts(size: tuple[int, int]) -> Tensor:
-            return self.ops.greedy(logits(_prompt_step(*size, kv_caches)))
+            fwd = _prompt_step(*size, kv_caches)
+            hidden = model(fwd.input_ids, fwd.positions, fwd)
+            return self.ops.greedy(model.compute_logits(hidden[fwd.logits_indices]))
 
         table = SequenceTable(c.max_num_seqs, c.max_model_len, c.block_size)
         sampling = SamplingTable(c.max_num_seqs)
         sampler = DeviceSampler(self.ops, table, sampling, self.sizes.vocab_size, device)
-        loop = DecodeLoop(self.platform, logits, likeliest, self.ops, table, sampling, kv_caches, sampler, None, 1)
+        loop = DecodeLoop(
+            self.platform, partial(decode_logits, model, whole), partial(decode_likeliest, model, whole, self.ops.greedy), self.ops, table,
+            sampling, kv_caches, sampler, None, 1,
+        )  # fmt: skip
 
         def decode(size: int) -> None:
             loop._state.zero_()  # the last step's tokens mean nothing

@@ -40,7 +40,7 @@ from quire.runner.sampler import Sampled, Sampler
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
 from quire.runner.transfer import Arrays, OneCopy
-from quire.runner.whole_step import WholeStep
+from quire.runner.whole_step import WholeStep, decode_likeliest, decode_logits
 from quire.weights.loader import load_weights, plan_weights
 
 logger = logging.getLogger(__name__)
@@ -265,19 +265,10 @@ class ModelRunner:
         return logits.float()
 
     def _raw_logits(self, fwd: ForwardBatch) -> Tensor:
-        """Logits [B, V] of a decoding step, as the head gives them."""
-        logits = self.whole.logits(fwd)
-        if logits is None:
-            logits = self.model.compute_logits(self.model(fwd.input_ids, fwd.positions, fwd))
-        return logits
+        return decode_logits(self.model, self.whole, fwd)
 
     def _likeliest(self, fwd: ForwardBatch) -> Tensor:
-        """The likeliest token [B] of each row of a decoding step."""
-        logits = self.whole.logits(fwd)
-        if logits is not None:
-            return self.sampler.greedy(logits)
-        ids: Tensor = self.model.likeliest(self.model(fwd.input_ids, fwd.positions, fwd))
-        return ids
+        return decode_likeliest(self.model, self.whole, self.sampler.greedy, fwd)
 
     def _finish(self, batch: Batch, step: StepInputs, hidden: Tensor, logits: Tensor) -> StepResult:
         """Samples and results; the device is waited for once."""

@@ -1,5 +1,6 @@
 """WholeStep: a decoding step by the one operator that knows all layers, where a backend has it and the model is of its kind."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,23 @@ class WholeStep:
         if self._net is None or fwd.max_query_len != 1 or fwd.num_tokens != fwd.num_sequences:
             return None
         return self._run(self._net, fwd)
+
+
+def decode_logits(model: Any, whole: WholeStep, fwd: ForwardBatch) -> Tensor:
+    """Logits [B, V] of a decoding step, as the head gives them: by the one operator, or layer by layer."""
+    logits = whole.logits(fwd)
+    if logits is None:
+        logits = model.compute_logits(model(fwd.input_ids, fwd.positions, fwd))
+    return logits
+
+
+def decode_likeliest(model: Any, whole: WholeStep, greedy: Callable[[Tensor], Tensor], fwd: ForwardBatch) -> Tensor:
+    """The likeliest token [B] of each row of a decoding step; layer by layer without logits."""
+    logits = whole.logits(fwd)
+    if logits is not None:
+        return greedy(logits)
+    ids: Tensor = model.likeliest(model(fwd.input_ids, fwd.positions, fwd))
+    return ids
 
 
 def gather(model: Any) -> DecoderTensors | None:
