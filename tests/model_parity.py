@@ -30,6 +30,7 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 GREEDY = SamplingParams(temperature=0.0, logprobs=-1, prompt_logprobs=-1)
+NO_PROMPT_LOGPROBS = SamplingParams(temperature=0.0, logprobs=-1)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,34 @@ def check(folder: Path, config: PretrainedConfig, backends: tuple[str, ...], **r
     reference = make_checkpoint(folder, config)
     runner = load_runner(folder, backends=backends, **runner_args)
     errors = compare(reference, runner)
+    check_narrow_steps(runner)
     runner.close()
     assert errors.positions >= POSITIONS
     assert errors.max_abs <= MAX_ABS_ERROR
     assert errors.wrong_tokens == 0
+
+
+def check_narrow_steps(runner: ModelRunner) -> None:
+    """Asserts that steps that compute the last layer for each sequence's last token alone give the same bits as those that, for
+    prompt log-probabilities, compute it for all."""
+    draw = random.Random(1)
+    prompts = [_random_tokens(draw, count) for count in (200, 1, 60)]
+    narrow, wide = (_answers(runner, prompts, params) for params in (NO_PROMPT_LOGPROBS, GREEDY))
+    assert narrow == wide
+
+
+def _answers(
+    runner: ModelRunner, prompts: list[list[int]], params: SamplingParams
+) -> list[tuple[list[int], list[TokenLogprobs]]]:
+    driver = Driver(runner, seed=2)
+    lines = [driver.line(prompt, params) for prompt in prompts]
+    before = len(prompts[0]) - 30  # a first chunk; nothing is sampled of it
+    driver.step([(lines[0], before), (lines[1], 1), (lines[2], 60)])
+    driver.step([(lines[0], 30), (lines[1], 1), (lines[2], 1)])
+    for line in lines:
+        driver.forget(line)
+    driver.step([])
+    return [(line.generated, line.logprobs) for line in lines]
 
 
 def _random_tokens(draw: random.Random, count: int) -> list[int]:

@@ -139,6 +139,24 @@ def test_steps_with_prompts_are_captured_when_their_size_comes_again(platform):
     assert graphs.captured_sizes == [(16, 4)] and len(platform.graphs) == 1
 
 
+def test_the_graph_of_a_step_with_last_rows_gives_their_hidden_states(platform):
+    def forward(fwd: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        row = (fwd.input_ids * 3 + fwd.positions * 5)[fwd.last_rows]
+        return row, row[fwd.logits_indices]
+
+    def step_of(seed: int) -> ForwardBatch:
+        fwd = mixed_step(seed)
+        fwd.last_rows, fwd.logits_indices = torch.tensor([0, 4, 7 + seed, 0]), torch.tensor([0, 2, 0, 0])
+        return fwd
+
+    graphs = StepGraphs(platform, forward, GraphStore(platform), 6, MAX_LEN, MAX_BLOCKS)
+    assert graphs.run(step_of(0)) is None
+    for seed in (1, 2, 3):
+        fwd = step_of(seed)
+        assert equal(graphs.run(fwd), forward(fwd))
+    assert len(platform.graphs) == 1
+
+
 def test_stores_share_the_memory_of_temporaries(platform):
     pool = GraphPool()
     first, second = GraphStore(platform, pool), GraphStore(platform, pool)

@@ -9,7 +9,8 @@ import torch
 from quire.core.batch import Batch, NewSequence, ScheduledSequence
 from quire.core.params import SamplingParams
 from quire.ops.forward_batch import ForwardBatch
-from quire.runner.prepare import InputBuffers, StepInputs, prepare
+from quire.runner.graphs import padded_step
+from quire.runner.prepare import InputBuffers, StepInputs, narrows, prepare
 from quire.runner.sequence_table import SequenceTable
 
 BLOCK, MAX_LEN, MAX_SEQS = 4, 64, 9
@@ -91,6 +92,50 @@ def test_padding_rows_write_nowhere_and_have_no_length(seed: int) -> None:
     assert fwd.logits_indices[:count].tolist() == list(range(count))
 
 
+def test_a_step_of_many_tokens_wants_those_of_each_sequences_last_one() -> None:
+    table = SequenceTable(MAX_SEQS, 256, BLOCK)
+    lengths, computed, new = (
+        (200, 9, 150),
+        (0, 8, 20),
+        (200, 1, 100),
+    )  # all of a prompt, one token, a chunk with more to come
+    firsts = (1, 101, 201)  # block ids
+    added = [
+        NewSequence(
+            i, 0, [7] * lengths[i], lengths[i], computed[i], list(range(firsts[i], firsts[i] + 50)), SamplingParams()
+        )
+        for i in range(3)
+    ]
+    batch = Batch([ScheduledSequence(i, new[i]) for i in range(3)], added)
+    table.update(batch)
+    step, wide = prepare(table, batch), prepare(table, batch, every_row=True)
+    assert step.narrow and not wide.narrow
+    assert step.last_rows.tolist() == [199, 200, 300]
+    assert (step.logits_indices.tolist(), step.hidden_start_loc.tolist()) == ([0, 1], [0, 1, 2, 3])
+    assert (wide.logits_indices.tolist(), wide.hidden_start_loc.tolist()) == ([199, 200], [0, 200, 201, 301])
+    buffers = InputBuffers(600, MAX_SEQS, 64, torch.device("cpu"))
+    assert buffers.load(table, wide, []).last_rows is None
+    fwd = buffers.load(table, step, [], pad_to=(384, 4))
+    assert fwd.last_rows is not None and fwd.last_rows.tolist() == [199, 200, 300, 0]
+    few = fwd.of_last_rows()
+    assert (few.num_tokens, few.max_query_len, few.last_rows) == (4, 1, None)
+    assert few.query_start_loc.tolist() == [0, 1, 2, 3, 4] and few.query_start_loc.dtype == torch.int32
+    assert few.positions[:3].tolist() == [199, 8, 119]
+    assert few.seq_lens is fwd.seq_lens and few.block_tables is fwd.block_tables
+
+
+@pytest.mark.parametrize("max_num_seqs", [6, 100, 1024])
+def test_steps_that_are_padded_to_one_size_are_all_narrow_or_none_is(max_num_seqs: int) -> None:
+    found: dict[tuple[int, int], set[bool]] = {}
+    for num_seqs in range(1, min(max_num_seqs, 300) + 1):
+        for num_tokens in range(num_seqs + 1, 400):
+            size = padded_step(num_tokens, num_seqs, (2048, max_num_seqs))
+            assert size is not None
+            found.setdefault(size, set()).add(narrows(num_tokens, num_seqs))
+    assert all(len(kinds) == 1 for kinds in found.values())
+    assert {True} in found.values() and {False} in found.values()
+
+
 def test_a_padded_size_lies_at_the_same_place_every_time() -> None:
     buffers = InputBuffers(600, 16, MAX_LEN // BLOCK, torch.device("cpu"))
     places = set()
@@ -106,5 +151,6 @@ def test_a_padded_size_lies_at_the_same_place_every_time() -> None:
             "block_tables",
             "logits_indices",
         )
+        assert fwd.last_rows is None
         places.add(tuple(getattr(fwd, name).data_ptr() for name in names))
     assert len(places) == 1

@@ -89,11 +89,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, fwd: ForwardBatch) -> Tensor:
         if self.norm_first:
-            x = x + self.self_attn(self.self_attn_layer_norm(x), fwd)
+            x = self._kept(x, fwd) + self.self_attn(self.self_attn_layer_norm(x), fwd)
             return x + self._feed_forward(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x + self.self_attn(x, fwd))
+        x = self.self_attn_layer_norm(self._kept(x, fwd) + self.self_attn(x, fwd))
         out: Tensor = self.final_layer_norm(x + self._feed_forward(x))
         return out
+
+    def _kept(self, x: Tensor, fwd: ForwardBatch) -> Tensor:
+        return self.self_attn.attend.kept(x, fwd)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.relu(self.fc1(x)))
@@ -136,7 +139,7 @@ class Body(nn.Module):
 
 
 class Model(nn.Module):
-    """input_ids [T], positions [T] -> hidden [T, E], E the embedding's width."""
+    """input_ids [T], positions [T] -> hidden [T, E], E the embedding's width; [B, E] where fwd.last_rows tell which."""
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__()

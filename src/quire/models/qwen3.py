@@ -70,7 +70,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, fwd)
-        x, residual = self.post_attention_layernorm.add(x, residual)
+        x, residual = self.post_attention_layernorm.add(x, self.self_attn.attend.kept(residual, fwd))
         return self.mlp(x), residual
 
 
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
 
 class Model(nn.Module):
-    """input_ids [T] -> hidden [T, H]; positions are those of the ForwardBatch."""
+    """input_ids [T] -> hidden [T, H], or [B, H] where fwd.last_rows tell which; positions are those of the ForwardBatch."""
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """ForwardBatch: one step as tensors, the only argument besides ids and positions that a model's forward takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ class ForwardBatch:
     query_start_loc  [B+1] int32, tokens of sequence b are [query_start_loc[b], query_start_loc[b+1])
     seq_lens         [B] int32, tokens of each sequence, this step included; 0 = padding row
     block_tables     [B, M] int32, block ids in logical order; entries past the sequence's end are 0
-    logits_indices   [S] int64, which of the T rows need logits
+    logits_indices   [S] int64, which rows of the hidden states need logits
     max_query_len, max_seq_len  upper bounds over the batch, for grid sizes; plain ints
     kv_caches        one [2, N, P, Hkv, D] tensor a layer: keys then values
+    last_rows        [B] int64, the row of each sequence's last token (0 for padding), where hidden states of these alone are wanted, [B, H];
+                     None = of all rows, [T, H]
     """
 
     input_ids: Tensor
@@ -31,6 +33,7 @@ class ForwardBatch:
     max_query_len: int
     max_seq_len: int
     kv_caches: list[Tensor]
+    last_rows: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -46,3 +49,17 @@ class ForwardBatch:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.input_ids.device
+
+    def of_last_rows(self) -> "ForwardBatch":
+        """The step without all queries but those of last_rows: one a sequence, with the same keys to look at."""
+        if self.last_rows is None:
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids[self.last_rows],
+            positions=self.positions[self.last_rows],
+            slot_mapping=self.slot_mapping[self.last_rows],
+            query_start_loc=torch.arange(self.num_sequences + 1, dtype=torch.int32, device=self.device),
+            max_query_len=1,
+            last_rows=None,
+        )

@@ -39,7 +39,7 @@ TOKEN_SIZES = (
 )  # of steps with prompts; larger ones keep a device busy anyway
 # A capture costs about as much as ten steps; a step of few rows hardly gets dearer by more of them, as it reads the same weights.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices")
+INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices", "last_rows")
 
 
 class GraphPool:
@@ -89,7 +89,7 @@ class GraphStore:
 class StepGraphs:
     """Replays of `forward` for steps of padded sizes.
 
-    forward        ForwardBatch -> hidden states [T, H] and logits [B, V]; never waits for the device
+    forward        ForwardBatch -> hidden states [T, H], or [B, H] where it has last_rows, and logits [B, V]; never waits for the device
     max_model_len  lengths up to it are served by every graph
     max_blocks     M, entries of a block-table row that max_model_len needs
     """
@@ -137,7 +137,8 @@ class StepGraphs:
         _copy_moved(fwd, captured)
         captured.block_tables[:, : fwd.block_tables.shape[1]].copy_(fwd.block_tables)
         self._store.run(size, lambda: self._work(captured))
-        return tuple(output[:rows] for output, rows in zip(self._outputs, size, strict=True))
+        num_hidden = size[0] if fwd.last_rows is None else size[1]
+        return tuple(output[:rows] for output, rows in zip(self._outputs, (num_hidden, size[1]), strict=True))
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
@@ -183,5 +184,5 @@ def _copy_moved(fwd: ForwardBatch, captured: ForwardBatch) -> None:
     """Copies inputs that do not lie where the graph reads them."""
     for name in INPUTS:
         source, target = getattr(fwd, name), getattr(captured, name)
-        if source.data_ptr() != target.data_ptr():
+        if source is not None and source.data_ptr() != target.data_ptr():
             target.copy_(source)

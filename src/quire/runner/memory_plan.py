@@ -150,7 +150,7 @@ def _logits_bytes(config: EngineConfig, sizes: DecoderConfig, rows: int) -> int:
 
 def _input_bytes(config: EngineConfig) -> int:
     """quire.runner.prepare.InputBuffers on the device, and the block tables of its decode_loop where there is one."""
-    longs = 3 * config.max_num_batched_tokens + config.max_num_seqs
+    longs = 3 * config.max_num_batched_tokens + 2 * config.max_num_seqs
     blocks = _ceil_div(config.max_model_len, config.block_size)
     num_tables = 1 if config.device == "cpu" else 2
     return 8 * longs + 4 * (config.max_num_seqs * (num_tables * blocks + 2) + 1)

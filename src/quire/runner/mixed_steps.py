@@ -23,7 +23,7 @@ Forward = Callable[[StepInputs, Callable[[Tensor], None]], tuple[Tensor, Tensor]
 class MixedSteps:
     """Asks the device for steps.
 
-    forward   (step, what to do to its input ids [T] on the device) -> hidden states [T, H], logits [S, V]; waits for nothing
+    forward   (step, what to do to its input ids [T] on the device) -> hidden states, logits [S, V]; waits for nothing
     last_ids  as DecodeLoop's
     """
 
@@ -79,7 +79,7 @@ class MixedSteps:
         rows, count = step.rows[places], len(step.rows)
         numbers = uniforms(self.sampling.seed[rows], self.sampling.index[rows], step.seq_lens[places])
         loc, index, table_rows, controls, drawn = self._to_device.send(
-            step.query_start_loc, places, rows, self.sampling.controls(rows), numbers[None]
+            step.hidden_start_loc, places, rows, self.sampling.controls(rows), numbers[None]
         )
         tokens, all_scores = torch.full((count,), NO_TOKEN, dtype=torch.int64, device=hidden.device), None
         if len(places):
@@ -106,8 +106,8 @@ class MixedSteps:
         return torch.zeros(*shape, dtype=torch.int32, pin_memory=self._pinned)
 
 
-def _not_finite(hidden: Tensor, query_start_loc: Tensor) -> Tensor:
-    """[B] bool: whether a hidden state [T, H] of the sequence is not finite."""
+def _not_finite(hidden: Tensor, start_loc: Tensor) -> Tensor:
+    """[B] bool: whether one of the sequence's rows of hidden states, which begin at start_loc [B+1], is not finite."""
     strange = ~hidden.sum(-1, dtype=torch.float32).isfinite()  # NaN and infinities survive a sum
-    counts = torch.nn.functional.pad(strange.cumsum(0), (1, 0))[query_start_loc]
+    counts = torch.nn.functional.pad(strange.cumsum(0), (1, 0))[start_loc]
     return counts[1:] > counts[:-1]

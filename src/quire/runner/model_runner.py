@@ -34,7 +34,7 @@ from quire.runner.kv_cache import KVCache
 from quire.runner.logprobs import entries_of
 from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
 from quire.runner.mixed_steps import MixedSteps
-from quire.runner.prepare import InputBuffers, StepInputs, prepare
+from quire.runner.prepare import InputBuffers, StepInputs, narrows, prepare
 from quire.runner.prompt_logprobs import PromptLogprobs
 from quire.runner.sampler import Sampled, Sampler
 from quire.runner.sampling_table import SamplingTable
@@ -189,7 +189,7 @@ class ModelRunner:
         self._take_in(batch)
         if not batch.scheduled:
             return StepResult([])
-        step = prepare(self.table, batch)
+        step = prepare(self.table, batch, every_row=self.prompt_logprobs.wanted(batch))
         hidden, logits = self._forward(step)
         return self._finish(batch, step, hidden, logits)
 
@@ -228,7 +228,8 @@ class ModelRunner:
             self.sampling.set(self.table.row(sequence.seq_id), sequence)
 
     def _forward(self, step: StepInputs, fill_in: Callable[[Tensor], None] | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] of the step's tokens, and logits [S, V] of the sequences that sample, as the head gives them.
+        """Hidden states of the step's tokens [T, H], or of each sequence's last one [B, H] where the step is narrow; and logits [S, V]
+        of the sequences that sample, as the head gives them.
 
         fill_in  puts in input ids that are known on the device alone
         """
@@ -238,7 +239,7 @@ class ModelRunner:
             fill_in(fwd.input_ids)
         outputs = None if self.graphs is None or pad_to is None else self.graphs.run(fwd)
         hidden, logits = self._compute(fwd) if outputs is None else outputs
-        return hidden[: step.num_tokens], logits[: len(step.logits_indices)]
+        return hidden[: step.hidden_start_loc[-1]], logits[: len(step.logits_indices)]
 
     def _padded_size(self, step: StepInputs) -> Size | None:
         """Tokens and sequences to pad a step to. Where graphs could be captured it is padded without them too: matrix libraries choose
@@ -251,12 +252,14 @@ class ModelRunner:
             return None if size is None else (size, size)
         if step.num_new.max() == 1 or num_tokens > GRAPH_BYTES // self.plan.weights_bytes:
             return None
+        if narrows(num_tokens, num_seqs) and not step.narrow:
+            return None  # hidden states of all rows are asked for, which graphs of that size do not give
         return padded_step(num_tokens, num_seqs, (self.config.max_num_batched_tokens, self.config.max_num_seqs))
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, H] and logits [S, V] of a step on the device; this is what a graph captures."""
+        """Hidden states [T, H] or [B, H] and logits [S, V] of a step on the device; this is what a graph captures."""
         hidden: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
-        every_row = fwd.logits_indices.shape[0] == hidden.shape[0]
+        every_row = fwd.last_rows is None and fwd.logits_indices.shape[0] == hidden.shape[0]
         return hidden, self.model.compute_logits(hidden if every_row else hidden[fwd.logits_indices])
 
     def _wide_logits(self, hidden: Tensor) -> Tensor:
@@ -280,7 +283,7 @@ class ModelRunner:
         arrays = out.fetch()
         tokens = np.full(len(step.rows), NO_TOKEN)
         tokens[step.samples] = self.sampler.token_ids(sampled, arrays)
-        tokens[np.add.reduceat(arrays[not_finite], step.query_start_loc[:-1]) > 0] = NOT_FINITE
+        tokens[np.add.reduceat(arrays[not_finite], step.hidden_start_loc[:-1]) > 0] = NOT_FINITE
         tokens[[place for place, slices in prompts.items() if not self.prompt_logprobs.finite(slices, arrays)]] = (
             NOT_FINITE
         )

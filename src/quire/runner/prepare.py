@@ -14,6 +14,15 @@ from quire.runner.sequence_table import Rows, SequenceTable
 
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
+# A step of fewer tokens takes as long as reading the weights does, so leaving out rows gains nothing; and the first step of a process,
+# which is small, then needs no kernels for few rows.
+MIN_TOKENS_TO_NARROW = 129
+
+
+def narrows(num_tokens: int, num_seqs: int) -> bool:
+    """Whether a step leaves out rows that nobody asks for. Sizes that are padded to the same one get the same answer, so that a graph of
+    that size serves them all."""
+    return num_tokens > num_seqs and max(num_tokens, 2 * num_seqs) >= MIN_TOKENS_TO_NARROW
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,9 @@ class StepInputs:
     num_new       [B] tokens that each computes
     samples       [B] bool: its tokens reach its last one so far, so it samples
     unknown       [B] bool: it computes one token, which a step under way chooses
+    last_rows     [B] the last token of each sequence, of the T of the step
+    narrow        hidden states of last_rows alone are wanted; else of all T
+    logits_indices  [S] rows of the hidden states
     """
 
     rows: Rows
@@ -35,7 +47,14 @@ class StepInputs:
     slot_mapping: Int64s
     query_start_loc: Int64s
     seq_lens: Int64s
+    last_rows: Int64s
+    narrow: bool
     logits_indices: Int64s
+
+    @property
+    def hidden_start_loc(self) -> Int64s:
+        """[B + 1] where the hidden states of each sequence begin and end."""
+        return np.arange(len(self.rows) + 1) if self.narrow else self.query_start_loc
 
     @property
     def num_tokens(self) -> int:
@@ -47,8 +66,11 @@ class StepInputs:
         return self.num_tokens == len(self.rows) and bool(self.samples.all())
 
 
-def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
-    """The step of `batch`; `table` has been updated with it. No loop over tokens."""
+def prepare(table: SequenceTable, batch: Batch, every_row: bool = False) -> StepInputs:
+    """The step of `batch`; `table` has been updated with it. No loop over tokens.
+
+    every_row  hidden states of all tokens are wanted, not only those of each sequence's last one
+    """
     rows = table.rows(s.seq_id for s in batch.scheduled)
     num_new = np.fromiter((s.num_new_tokens for s in batch.scheduled), dtype=np.int64)
     first = table.num_computed[rows]
@@ -59,6 +81,7 @@ def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
     blocks = table.block_tables[token_rows, positions // table.block_size].astype(np.int64)
     seq_lens = first + num_new
     samples = seq_lens >= table.num_tokens[rows]
+    narrow = not every_row and narrows(int(ends[-1]), len(rows))
     return StepInputs(
         rows=rows,
         num_new=num_new,
@@ -69,7 +92,9 @@ def prepare(table: SequenceTable, batch: Batch) -> StepInputs:
         slot_mapping=blocks * table.block_size + positions % table.block_size,
         query_start_loc=np.concatenate(([0], ends)),
         seq_lens=seq_lens,
-        logits_indices=(ends - 1)[samples],
+        last_rows=ends - 1,
+        narrow=narrow,
+        logits_indices=np.flatnonzero(samples) if narrow else (ends - 1)[samples],
     )
 
 
@@ -84,7 +109,7 @@ class InputBuffers:
         pinned = device.type != "cpu"
         self.device = device
         self.max_blocks = max_blocks
-        longs, ints = 3 * max_num_tokens + max_num_seqs, 2 * max_num_seqs + 1 + max_num_seqs * max_blocks
+        longs, ints = 3 * max_num_tokens + 2 * max_num_seqs, 2 * max_num_seqs + 1 + max_num_seqs * max_blocks
         self._hosts = [
             [torch.zeros(n, dtype=t, pin_memory=pinned) for n, t in ((longs, torch.int64), (ints, torch.int32))]
             for _ in range(BATCHES_UNDER_WAY if pinned else 1)
@@ -113,12 +138,13 @@ class InputBuffers:
         num_logits = num_seqs if pad_to else len(step.logits_indices)
         longest = int(step.seq_lens.max(initial=1))
         width = table_width or -(-longest // table.block_size)
-        longs = _split(self._host[0], (num_tokens, num_tokens, num_tokens, num_logits))
+        longs = _split(self._host[0], (num_tokens, num_tokens, num_tokens, num_logits, num_seqs))
         ints = _split(self._host[1], (num_seqs + 1, num_seqs, num_seqs * width))
         _fill(longs[0], step.input_ids, 0)
         _fill(longs[1], step.positions, 0)
         _fill(longs[2], step.slot_mapping, -1)
         _fill(longs[3], step.logits_indices, 0)
+        _fill(longs[4], step.last_rows, 0)
         _fill(ints[0], step.query_start_loc, 0)
         ends = np.arange(num_seqs + 1 - len(step.rows)) + step.num_tokens
         ints[0].numpy()[len(step.rows) :] = np.minimum(ends, last_start)
@@ -139,6 +165,7 @@ class InputBuffers:
             max_query_len=int(step.num_new.max(initial=1)),
             max_seq_len=longest,
             kv_caches=kv_caches,
+            last_rows=device_longs[4] if step.narrow else None,
         )
 
     def _send(self, which: int, parts: list[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import Batch, TokenLogprobs
 from quire.runner.logprobs import gather_logprobs, to_entries
 from quire.runner.prepare import StepInputs
 from quire.runner.sampler import largest_top, send
@@ -41,6 +41,12 @@ class PromptLogprobs:
         self.table = table
         self.sampling = sampling
         self.slice_rows = slice_rows
+
+    def wanted(self, batch: Batch) -> bool:
+        """Whether a prompt computed in this step, of which the table has heard, has any to tell."""
+        rows = self.table.rows(s.seq_id for s in batch.scheduled)
+        asks = self.sampling.num_prompt_logprobs[rows] != NO_LOGPROBS
+        return bool((asks & (self.table.num_computed[rows] < self.table.num_prompt[rows])).any())
 
     def collect(
         self, hidden: Tensor, step: StepInputs, compute_logits: Callable[[Tensor], Tensor], out: OneCopy
