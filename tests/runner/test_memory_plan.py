@@ -48,11 +48,11 @@ def test_a_gpu_is_filled_up_to_its_share() -> None:
 
 def test_the_step_workspace_is_the_larger_of_its_two_peaks() -> None:
     counts = 257 * (152064 * 2 + 152064 // 8)
-    inputs = 8 * (3 * 8192 + 256) + 4 * (256 * (2 * 2048 + 2) + 1) + counts
+    inputs = 8 * (3 * 8192 + 2 * 256) + 4 * (256 * (2 * 2048 + 2) + 1) + counts
     layer = 8192 * (3 * 3584 + 3 * 18944) * 2
     assert workspace_bytes(CONFIG, SIZES) == inputs + layer
     few_tokens = replace(CONFIG, max_num_batched_tokens=256)
-    inputs = 8 * (3 * 256 + 256) + 4 * (256 * (2 * 2048 + 2) + 1) + counts
+    inputs = 8 * (3 * 256 + 2 * 256) + 4 * (256 * (2 * 2048 + 2) + 1) + counts
     sampling = 256 * 152064 * 4 + SAMPLER_WORKSPACE_BYTES
     assert workspace_bytes(few_tokens, SIZES) == inputs + 256 * 3584 * 3 + sampling
 
