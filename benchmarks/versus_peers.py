@@ -68,6 +68,7 @@ class Runner:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.caches = options.cache_dir or tempfile.mkdtemp(prefix="versus-")
+        os.makedirs(self.caches, exist_ok=True)
 
     def python(self, engine: str) -> str:
         return getattr(self.options, f"{engine}_python", None) or sys.executable
