@@ -308,6 +308,7 @@ class Harness:
     def schedule_ahead(self) -> None:
         require(self.batch is not None, "the test asks for steps after none")
         self.ahead = self.ahead or self.scheduler.schedule_ahead()
+        self.scheduler.hash_ahead()
         self.salts |= {s.seq_id: s.request.cache_salt for s in self.running()}
         if self.ahead is not None:
             require(self.batch.unattended and self.ahead.unattended, "the host was not asked", self.batch, self.ahead)

@@ -74,6 +74,15 @@ def test_filing_goes_on_where_it_stopped_and_hashes_each_block_once() -> None:
     assert calls[:3] == [A, B, C] and len(calls) == 6  # three of the look-up through another chain
 
 
+def test_keys_made_ahead_are_those_of_filing() -> None:
+    cache, where, plain = PrefixCache(SIZE), chain(), chain()
+    cache.hash_ahead(where, A + B + [9], 2)
+    cache.file(plain, A + B, [1, 2], 2)
+    assert where.keys == plain.keys and where.num_blocks == 0
+    cache.hash_ahead(where, A + B + C, 3)
+    assert where.keys[:2] == plain.keys and len(where.keys) == 3
+
+
 def test_the_first_of_two_equal_blocks_stays_and_the_second_is_continued_from_it() -> None:
     cache = PrefixCache(SIZE)
     file(cache, A, [1])

@@ -60,6 +60,12 @@ class KVManager:
             return None
         return [self.grow(s, count) or [] for s, count in more]
 
+    def hash_ahead(self, sequence: Sequence) -> None:
+        """Makes the keys that `file` will need once what is under way is computed."""
+        if self.cache is not None:
+            num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
+            self.cache.hash_ahead(sequence.prefix, sequence.token_ids, num_known // self._config.block_size)
+
     def file(self, sequence: Sequence) -> None:
         """Files the full blocks of the sequence in the prefix cache."""
         if self.cache is None:

@@ -101,6 +101,11 @@ class PrefixCache:
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._by_block
 
+    def hash_ahead(self, chain: PrefixChain, token_ids: list[int], num_blocks: int) -> None:
+        """Makes the keys of the first `num_blocks` blocks, if they are not made yet."""
+        for index in range(len(chain.keys), num_blocks):
+            self._key(chain, token_ids, index)
+
     def match(self, chain: PrefixChain, token_ids: list[int], max_blocks: int) -> list[CachedPrefix]:
         """The longest cached beginning of `token_ids`, at most `max_blocks` blocks. Changes nothing but hashes."""
         found: list[CachedPrefix] = []

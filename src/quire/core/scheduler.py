@@ -198,6 +198,14 @@ class Scheduler:
                     outputs.append(output)
         return outputs
 
+    def hash_ahead(self) -> None:
+        """Does the part of commit's work on prompts under way that needs no results: for a caller who would only wait for these."""
+        if not self._in_flight or self._in_flight[0].decode_steps:
+            return
+        for row in self._in_flight[0].scheduled:
+            if row.num_new_tokens > 1 and row.seq_id in self._running:
+                self.kv.hash_ahead(self._running[row.seq_id])
+
     def runs(self, seq_id: int) -> bool:
         """Whether a sequence holds blocks."""
         return seq_id in self._running

@@ -22,6 +22,10 @@ from quire.runner.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
+# Of the garbage collector. A request is some dozens of objects, none of which is part of a cycle; at Python's 700 and 10 it would go through all
+# requests several times a second, for up to 20 ms, while the device waits.
+RARELY = (50_000, 20, 20)
+
 
 class Engine:
     """One model on one device, and the requests it computes. For one thread at a time.
@@ -42,6 +46,7 @@ class Engine:
         self._executor = Executor(runner, platform, self.scheduler.rows_of)
         self._throughput = ThroughputLog() if log_stats else None
         self._flight: Flight | None = None  # a batch that nobody has waited for
+        self._thresholds: tuple[int, int, int] | None = None  # of the garbage collector, before this engine came
         self.on_admitted: Callable[[list[str]], None] | None = None
 
     @classmethod
@@ -50,6 +55,8 @@ class Engine:
         platform = select_platform(config.device)
         engine = cls(config, ModelRunner.load(config, platform), platform, log_stats=log_stats)
         gc.freeze()  # what is here now stays: else the collector goes through all of torch again and again, amid steps
+        engine._thresholds = gc.get_threshold()
+        gc.set_threshold(*RARELY)
         return engine
 
     def add(self, request: Request) -> None:
@@ -89,6 +96,7 @@ class Engine:
             if follower is not None:
                 self._tell_admitted(follower)
             self._flight = None if follower is None else self.runner.start(follower)
+            self.scheduler.hash_ahead()
             result = self.runner.finish(flight, self.scheduler.runs)
         except BaseException as error:
             self._flight = None
@@ -124,6 +132,8 @@ class Engine:
         """Frees the model and the KV cache. Harmless when done before."""
         self.runner.close()
         gc.unfreeze()
+        if self._thresholds is not None:
+            gc.set_threshold(*self._thresholds)
 
 
 def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: int = 0) -> SchedulerConfig:

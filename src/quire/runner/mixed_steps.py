@@ -108,6 +108,9 @@ class MixedSteps:
 
 def _not_finite(hidden: Tensor, start_loc: Tensor) -> Tensor:
     """[B] bool: whether one of the sequence's rows of hidden states, which begin at start_loc [B+1], is not finite."""
-    strange = ~hidden.sum(-1, dtype=torch.float32).isfinite()  # NaN and infinities survive a sum
+    sums = hidden.sum(-1, dtype=torch.float32)  # NaN and infinities survive a sum
+    strange = (sums - sums).ne(0)
+    if len(hidden) == len(start_loc) - 1:  # a row each
+        return strange
     counts = torch.nn.functional.pad(strange.cumsum(0), (1, 0))[start_loc]
     return counts[1:] > counts[:-1]

@@ -1,6 +1,8 @@
 """Batch to ForwardBatch: the arithmetic of a step in numpy, then one or two copies to the device."""
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,8 +140,9 @@ class InputBuffers:
         num_logits = num_seqs if pad_to else len(step.logits_indices)
         longest = int(step.seq_lens.max(initial=1))
         width = table_width or -(-longest // table.block_size)
-        longs = _split(self._host[0], (num_tokens, num_tokens, num_tokens, num_logits, num_seqs))
-        ints = _split(self._host[1], (num_seqs + 1, num_seqs, num_seqs * width))
+        long_sizes = num_tokens, num_tokens, num_tokens, num_logits, num_seqs
+        int_sizes = num_seqs + 1, num_seqs, num_seqs * width
+        longs, ints = _parts(self._host[0], long_sizes), _parts(self._host[1], int_sizes)
         _fill(longs[0], step.input_ids, 0)
         _fill(longs[1], step.positions, 0)
         _fill(longs[2], step.slot_mapping, -1)
@@ -147,13 +150,13 @@ class InputBuffers:
         _fill(longs[4], step.last_rows, 0)
         _fill(ints[0], step.query_start_loc, 0)
         ends = np.arange(num_seqs + 1 - len(step.rows)) + step.num_tokens
-        ints[0].numpy()[len(step.rows) :] = np.minimum(ends, last_start)
+        ints[0][len(step.rows) :] = np.minimum(ends, last_start)
         _fill(ints[1], step.seq_lens, 0)
-        tables = ints[2].numpy().reshape(num_seqs, width)
+        tables = ints[2].reshape(num_seqs, width)
         tables[: len(step.rows)] = table.block_tables[step.rows, :width]
         tables[len(step.rows) :] = 0
-        device_longs = self._send(0, longs)
-        device_ints = self._send(1, ints)
+        device_longs = self._send(0, long_sizes)
+        device_ints = self._send(1, int_sizes)
         return ForwardBatch(
             input_ids=device_longs[0],
             positions=device_longs[1],
@@ -168,18 +171,19 @@ class InputBuffers:
             last_rows=device_longs[4] if step.narrow else None,
         )
 
-    def _send(self, which: int, parts: list[Tensor]) -> list[Tensor]:
-        used = sum(part.numel() for part in parts)
+    def _send(self, which: int, sizes: tuple[int, ...]) -> list[Tensor]:
+        used = self._device[which][: sum(sizes)]
         if self._device[which] is not self._host[which]:
-            self._device[which][:used].copy_(self._host[which][:used], non_blocking=True)
-        return _split(self._device[which], tuple(part.numel() for part in parts))
+            used.copy_(self._host[which][: len(used)], non_blocking=True)
+        return list(torch.split(used, list(sizes)))
 
 
-def _split(buffer: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    return list(torch.split(buffer[: sum(sizes)], list(sizes)))
+def _parts(buffer: Tensor, sizes: tuple[int, ...]) -> list[NDArray[Any]]:
+    """The beginning of `buffer`, cut into parts."""
+    whole, ends = buffer.numpy(), list(accumulate(sizes))
+    return [whole[end - size : end] for size, end in zip(sizes, ends)]
 
 
-def _fill(part: Tensor, values: Int64s, padding: int) -> None:
-    out = part.numpy()
-    out[: len(values)] = values
-    out[len(values) :] = padding
+def _fill(part: NDArray[Any], values: Int64s, padding: int) -> None:
+    part[: len(values)] = values
+    part[len(values) :] = padding
