@@ -5,7 +5,6 @@ An engine is imported when it is made: what that takes is part of its start.
 """
 
 import importlib
-import json
 import os
 import shutil
 import sys
@@ -181,20 +180,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_tokenizer(folder: str, vocab_size: int) -> None:
-    """A tokenizer of `vocab_size` words " w0" " w1" ..., for servers, which want one; prompts are token ids all the same."""
-    words = {f"w{i}": i for i in range(vocab_size)}
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
-    }  # fmt: skip
-    with open(os.path.join(folder, "tokenizer.json"), "w") as file:
-        json.dump(tokenizer, file)
-    with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
-        json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 32_768}, file)
 
 
 def fresh_folder(path: str) -> str:

@@ -3,9 +3,11 @@
     python benchmarks/versus_serve.py [--engines quire,vllm] [--shapes 1.5b,7b] [--rates 1,8,32,inf] [--seconds 15]
         [--http-path DIR] [--vllm-path DIR | --vllm-python EXE] [--out FILE.json]
 
-Chat-shaped requests (220 tokens in, 200 out on average) arrive at each rate, `inf` meaning all at once. A request is good when its
-first token comes within 200 ms and each further one within 20 ms on average; `serve_goodput` is the good ones a second at the last
-rate. All rates are in the row's detail. --http-path is a folder of packages that quire's server needs where they are not installed.
+Chat-shaped requests (220 tokens in, 200 out on average) arrive at each rate, `inf` meaning all at once; no two rates share prompts.
+A request is good when its first token comes in time and each further one in time on average; goodput is the good ones a second.
+LIMITS are those of MLPerf Inference 5.1 for a model of 8B, and tighter ones. `serve_goodput` is the goodput at the last rate within
+the "server" limits; all rates and limits are in the row's detail. --http-path is a folder of packages that quire's server needs where
+they are not installed.
 """
 
 import argparse
@@ -23,18 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import shapes
-from versus_engines import versions, write_tokenizer
+from versus_engines import versions
 from versus_floors import Rates
 from versus_peers import HERE, Runner, commit_of, now, tail
 from versus_table import Results
+from versus_tokenizer import write_tokenizer
 from versus_workloads import FULL
 
 START_SECONDS = 240
-LIMITS = ("ttft:200", "tpot:20")
+LIMITS = {
+    "server": (2000.0, 100.0),
+    "interactive": (500.0, 30.0),
+    "tight": (200.0, 20.0),
+}  # ms: first token, each further one
+HEADLINE = "server"
 KEPT = (
-    "request_goodput", "request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms",
-    "completed", "failed",
+    "request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms", "median_tpot_ms",
+    "completed", "failed", "duration",
 )  # fmt: skip
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+GONE_SECONDS = 10  # until the device's memory is free for the next server
 
 
 def command(engine: str, python: str, folder: str, port: int, max_model_len: int) -> list[str]:
@@ -78,8 +88,7 @@ def server(engine: str, folder: str, options: argparse.Namespace, runner: Runner
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         environment = runner.environment(engine, Path(folder).name)
-        if engine == "quire" and options.http_path:
-            environment["PYTHONPATH"] += os.pathsep + os.path.abspath(options.http_path)
+        environment = with_http(environment, options) if engine == "quire" else environment | OFFLINE
         process = subprocess.Popen(
             words, env=environment, stdout=output, stderr=output, cwd=runner.caches, start_new_session=True
         )
@@ -93,8 +102,16 @@ def server(engine: str, folder: str, options: argparse.Namespace, runner: Runner
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
+            end_group(process.pid)
+
+
+def end_group(group: int) -> None:
+    """Kills what is left of a server, and waits until it is gone."""
+    deadline = time.monotonic() + GONE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 9)
+            time.sleep(0.1)
 
 
 def wait_for(url: str, process: "subprocess.Popen[Any]") -> None:
@@ -116,23 +133,45 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def load(address: str, folder: str, rate: str, options: argparse.Namespace, runner: Runner) -> dict[str, float]:
+def load(
+    address: str, folder: str, rate: str, seed: int, options: argparse.Namespace, runner: Runner
+) -> dict[str, float]:
     """What the clients of one rate saw."""
     count = options.unbounded if rate == "inf" else max(4, round(float(rate) * options.seconds))
-    name = f"load-{rate}.json"
+    result = Path(runner.caches) / f"load-{rate}.json"
+    result.unlink(missing_ok=True)
     words = [
         runner.python("quire"), "-m", "quire", "bench", "serve", "--base-url", address, "--tokenizer", folder, "--endpoint", "/v1/completions",
-        "--dataset-name", "chat", "--num-prompts", str(count), "--request-rate", rate, "--ignore-eos", "--temperature", "0",
-        "--goodput", *LIMITS, "--save-result", "--result-dir", runner.caches, "--result-filename", name, "--disable-tqdm",
+        "--dataset-name", "chat", "--num-prompts", str(count), "--request-rate", rate, "--ignore-eos", "--temperature", "0", "--seed", str(seed),
+        "--save-detailed", "--result-dir", str(result.parent), "--result-filename", result.name, "--disable-tqdm",
     ]  # fmt: skip
-    environment = runner.environment("quire", "client")
-    if options.http_path:
-        environment["PYTHONPATH"] += os.pathsep + os.path.abspath(options.http_path)
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, cwd=runner.caches)
-    if result.returncode:
-        print(result.stderr[-2000:], flush=True)
-    held = json.loads((Path(runner.caches) / name).read_text())
-    return {key: held[key] for key in KEPT}
+    environment = with_http(runner.environment("quire", "client"), options)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, cwd=runner.caches)
+    if done.returncode:
+        print(done.stderr[-2000:], flush=True)
+    if not result.is_file():
+        raise RuntimeError(f"nothing was measured at rate {rate}")
+    held = json.loads(result.read_text())
+    return {key: held[key] for key in KEPT} | {
+        f"goodput_{name}": goodput(held["requests"], held["duration"], *limits) for name, limits in LIMITS.items()
+    }
+
+
+def goodput(requests: list[dict[str, Any]], seconds: float, ttft_ms: float, tpot_ms: float) -> float:
+    """Requests a second that came to their end and kept both limits."""
+    ended = [r for r in requests if r["error"] is None]
+    kept = [
+        r["ttft_ms"] <= ttft_ms and (r["e2el_ms"] - r["ttft_ms"]) / max(r["output_len"] - 1, 1) <= tpot_ms
+        for r in ended
+    ]
+    return sum(kept) / seconds
+
+
+def with_http(environment: dict[str, str], options: argparse.Namespace) -> dict[str, str]:
+    """With the folder of --http-path behind all others."""
+    if not options.http_path:
+        return environment
+    return environment | {"PYTHONPATH": environment["PYTHONPATH"] + os.pathsep + os.path.abspath(options.http_path)}
 
 
 def measure(engine: str, shape: str, options: argparse.Namespace, runner: Runner) -> dict[str, Any]:
@@ -142,12 +181,20 @@ def measure(engine: str, shape: str, options: argparse.Namespace, runner: Runner
     rates = options.rates.split(",")
     found: dict[str, Any] = {}
     with server(engine, folder, options, runner) as address:
-        load(address, folder, "8", options, runner)  # whose graphs and kernels are there then
-        for rate in rates:
-            found[rate] = load(address, folder, rate, options, runner)
-            print(f"  {engine} {shape} rate {rate}: {found[rate]}", flush=True)
-    figures = {"serve_goodput": found[rates[-1]]["request_goodput"], "details": {"serve_goodput": found}}
+        for seed, rate in enumerate(dict.fromkeys(["8", rates[-1]])):  # graphs and kernels are there afterwards
+            load(address, folder, rate, 1000 + seed, options, runner)
+        for seed, rate in enumerate(rates):
+            found[rate] = load(address, folder, rate, seed, options, runner)
+            print(f"  {engine} {shape} rate {rate}: {rounded(found[rate])}", flush=True)
+    figures = {
+        "serve_goodput": found[rates[-1]][f"goodput_{HEADLINE}"],
+        "details": {"serve_goodput": {**found, "limits_ms": LIMITS, "headline": HEADLINE}},
+    }
     return figures | ({"versions": versions()} if engine == "quire" else {})
+
+
+def rounded(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" if value is not None else name for name, value in figures.items())
 
 
 def parse() -> argparse.Namespace:
@@ -177,6 +224,8 @@ def main() -> None:
     results = Results.open(Path(options.out), options.commit)
     machine = results.head["machine"] or runner.call("quire", "device", [str(HERE / "versus_floors.py")])[0]["machine"]
     results.describe(machine, now(), " ".join(sys.argv))
+    for name, (ttft_ms, tpot_ms) in LIMITS.items():
+        print(f"goodput_{name}: first token within {ttft_ms:g} ms, each further one within {tpot_ms:g} ms on average")
     for shape in options.shapes.split(","):
         for engine in options.engines.split(","):
             try:

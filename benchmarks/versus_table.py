@@ -108,7 +108,7 @@ def finish(row: Row, best_starts: dict[str, float]) -> None:
         return
     if row["workload"] == "sampling_cost":
         row["ratio"] = 1 / (1 + ours / 100)
-    elif peers and ours > 0:
+    elif peers and ours > 0 and max(peers) > 0:
         row["ratio"] = ours / max(peers) if more_is_better else min(peers) / ours
     if row.get("floor"):
         row["floor_share"] = ours / row["floor"] if more_is_better else row["floor"] / ours

@@ -2,20 +2,27 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import transformers
+
+from quire.bench.datasets import TokenizedTexts
+from quire.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).with_name("fake_peers")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import shapes  # noqa: E402
 import versus_floors  # noqa: E402
 import versus_peers  # noqa: E402
 import versus_table  # noqa: E402
+from versus_tokenizer import write_tokenizer  # noqa: E402
 from versus_workloads import FULL, TINY, WORKLOADS  # noqa: E402
 
 H200 = versus_floors.Rates(4.3e12, 790e12)
@@ -137,8 +144,27 @@ def test_a_server_under_load(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     (found,) = json.loads(out.read_text())["rows"]
     assert found["workload"] == "serve_goodput" and found["ours"] is not None, result.stdout
-    assert {rate: d["completed"] + d["failed"] for rate, d in found["detail"]["ours"].items()} == {"50": 5, "inf": 6}
-    assert found["detail"]["ours"]["inf"]["completed"] == 6 and found["detail"]["ours"]["inf"]["p99_itl_ms"] > 0
+    detail = found["detail"]["ours"]
+    assert {rate: detail[rate]["completed"] + detail[rate]["failed"] for rate in ("50", "inf")} == {"50": 5, "inf": 6}
+    assert detail["inf"]["completed"] == 6 and detail["inf"]["p99_itl_ms"] > 0
+    assert found["ours"] == detail["inf"]["goodput_server"] and detail["limits_ms"]["server"] == [2000, 100]
+    assert "goodput_server: first token within 2000 ms, each further one within 100 ms" in result.stdout
+
+
+@pytest.mark.parametrize("vocab_size", [512, 151_936])
+def test_the_made_up_tokenizer_means_the_same_to_all(tmp_path, vocab_size):
+    """transformers builds Qwen2's tokenizers anew from their parts, whatever their file says; servers must see the prompts that were meant."""
+    write_tokenizer(str(tmp_path), vocab_size)
+    (tmp_path / "config.json").write_text(json.dumps(shapes.COMMON))
+    ours, theirs = Tokenizer.from_dir(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == len(theirs) == vocab_size
+    for length in (10, 220, 1000):
+        text = TokenizedTexts(ours).make(random.Random(length), length)
+        ids = ours.encode(text, add_special_tokens=False)
+        assert theirs(text).input_ids == ids and abs(len(ids) - length) <= 3
+    every = range(256, vocab_size - 1, 97)
+    assert all(ours.decode([i]) for i in every), "each token is text, so that its coming is seen"
+    assert ours.decode(list(every)) == theirs.decode(list(every))
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(tmp_path):
