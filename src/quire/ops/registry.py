@@ -42,7 +42,7 @@ class Ops:
     draw_tokens: Callable[..., Tensor]
     place_tokens: Callable[..., None]
     take_tokens: Callable[..., None]
-    sample_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    sample_tokens: Callable[..., Tensor]
     count_tokens: Callable[..., None]
     decode_step: Callable[..., Tensor | None]
 

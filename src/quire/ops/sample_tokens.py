@@ -11,9 +11,8 @@ from quire.ops.draw_tokens import weight_of_likeliest
 
 NUM_CONTROLS = 7
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(NUM_CONTROLS)
-MAX_SHORT_K = 256  # up to this top_k a backend need not weigh every token
 MAX_TOP = 32  # most likely tokens that can be asked for
-Sampled = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Scores = tuple[Tensor, Tensor]
 
 
 def sample_tokens(
@@ -25,8 +24,8 @@ def sample_tokens(
     counts: Tensor | None,
     rows: Tensor,
     weigh_all: bool,
-    num_top: int,
-) -> Sampled:
+    scores: Scores | None,
+) -> Tensor:
     """Token ids drawn, after penalties, from softmax(logits / temperature) filtered by min_p, top_k and top_p in that order; the
     likeliest, and the first of several, where the temperature is 0. Token for token what quire.runner.draw gives.
 
@@ -37,18 +36,22 @@ def sample_tokens(
     step       [1] int64
     seen, counts  as count_tokens keeps them; None = no row has penalties
     rows       [S] int64: a row's place in them
-    weigh_all  False promises that every row with a temperature has top_k from 1 to MAX_SHORT_K
-    num_top    up to MAX_TOP: how many of the likeliest tokens to tell; -1 = no log-probabilities at all
-    Returns ids [S] int64, -1 where a row holds NaN or an infinity; and of the raw logits the rank [S] int32 and log-probability
-    [S] fp32 of that token (of token 0 where there is none), ids [S, num_top] int32 and log-probabilities of the likeliest, those
-    of equal ones in order. All but the first have no elements, S = 0, for num_top -1.
+    weigh_all  False promises that the top_k of every row with a temperature is above 0 and below V
+    scores     None = no log-probabilities. Else two tensors [K, R, 1 + num_top], R at least S, num_top up to MAX_TOP, of which rows
+               [step[0], :S] are written, of the raw logits: int32, the rank of the token and the ids of the likeliest, those of equal
+               ones in order; fp32, the log-probabilities of all these. Zeros for a row without a token
+    Returns ids [S] int64, -1 where a row holds NaN or an infinity.
     """
     raw = logits.float()
     values = raw if seen is None or counts is None else _penalised(raw, controls.float(), seen[rows], counts[rows])
     drawn = _draw(values, controls, uniforms.index_select(0, step).squeeze(0))
     ids = torch.where(controls[TEMPERATURE] > 0, drawn, values.argmax(-1))
     ids = ids.masked_fill(~raw.isfinite().all(-1), -1)
-    return ids, *_scores(raw if num_top >= 0 else raw[:0], ids.clamp(min=0), max(num_top, 0))
+    if scores is not None:
+        for target, found in zip(scores, _scores(raw, ids, scores[0].shape[2] - 1), strict=True):
+            kept = found.masked_fill((ids < 0).unsqueeze(1), 0).to(target.dtype)
+            target[:, : len(raw)].index_copy_(0, step, kept.unsqueeze(0))
+    return ids
 
 
 def _penalised(raw: Tensor, controls: Tensor, seen: Tensor, counts: Tensor) -> Tensor:
@@ -81,18 +84,17 @@ def _draw(values: Tensor, controls: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(kept, target.unsqueeze(1), right=True).squeeze(1)
 
 
-def _scores(raw: Tensor, ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    index = ids[: len(raw)].unsqueeze(1)
-    chosen = raw.gather(1, index)
+def _scores(raw: Tensor, ids: Tensor, num_top: int) -> Scores:
+    chosen = raw.gather(1, ids.clamp(min=0).unsqueeze(1))
     normaliser = raw.logsumexp(-1, keepdim=True)
-    ranks = (raw > chosen).sum(-1, dtype=torch.int32) + 1
+    ranks = (raw > chosen).sum(-1, dtype=torch.int32, keepdim=True) + 1
     top, top_ids = (part[:, :num_top] for part in raw.sort(dim=-1, descending=True, stable=True))
-    return ranks, (chosen - normaliser).squeeze(1).float(), top_ids.int(), (top - normaliser).float()
+    return torch.cat((ranks, top_ids.int()), dim=1), torch.cat((chosen, top), dim=1) - normaliser
 
 
 def make_inputs(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> Iterator[Inputs]:
     # The likeliest of 20,011 tokens fit a shortlist; of a small vocabulary all are looked through.
-    for rows, vocab, steps, num_top, spread in ((1, 300, 1, 5, 3), (12, 1500, 2, -1, 3), (9, 20_011, 3, 8, 6)):
+    for rows, vocab, steps, num_top, spread in ((1, 300, 1, 5, 3), (12, 1500, 2, -1, 3), (12, 20_011, 3, 8, 6)):
         filtered = rows > 1
         logits = spread * randn(generator, rows, vocab, dtype=dtype, device=device)
         if rows > 1:
@@ -109,8 +111,13 @@ def make_inputs(generator: torch.Generator, dtype: torch.dtype, device: torch.de
             **_random_counts(generator, rows, vocab, device),
             "rows": torch.randperm(rows, generator=generator).to(device),
             "weigh_all": filtered,
-            "num_top": num_top,
+            "scores": None if num_top < 0 else _make_scores(steps, rows + 2, num_top, device),
         }
+
+
+def _make_scores(steps: int, rows: int, num_top: int, device: torch.device) -> Scores:
+    shape = steps, rows, 1 + num_top
+    return torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, device=device)
 
 
 def _random_controls(generator: torch.Generator, rows: int, vocab: int, filtered: bool) -> Tensor:
@@ -135,4 +142,4 @@ def _random_counts(generator: torch.Generator, rows: int, vocab: int, device: to
     return {"seen": seen.to(device), "counts": counts.to(device)}
 
 
-SPEC = OpSpec("sample_tokens", sample_tokens, FLOAT_TOLERANCES, make_inputs)
+SPEC = OpSpec("sample_tokens", sample_tokens, FLOAT_TOLERANCES, make_inputs, mutates=("scores",))

@@ -20,9 +20,9 @@ from torch import Tensor
 from quire.core.batch import Batch
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
-from quire.ops.sample_tokens import NUM_CONTROLS
+from quire.ops.sample_tokens import NUM_CONTROLS, Scores
 from quire.platform.base import Platform
-from quire.runner.device_sampler import FIRST_TOP, GREEDY, DeviceSampler, Manner
+from quire.runner.device_sampler import GREEDY, DeviceSampler, Manner, make_scores, send_scores
 from quire.runner.flight import BATCHES_UNDER_WAY, NOT_FINITE, Flight
 from quire.runner.graphs import GraphPool, GraphStore, Size, padded_size
 from quire.runner.philox import uniforms
@@ -81,7 +81,7 @@ class DecodeLoop:
         self._tokens = torch.zeros(max_steps, self._num_rows, dtype=torch.int32, device=device)
         self._uniforms = torch.zeros(max_steps, self._num_rows, dtype=torch.float64, device=device)
         self._controls = torch.zeros(NUM_CONTROLS, self._num_rows, dtype=torch.float64, device=device)
-        self._scores: dict[int, Tensor] = {}  # by the number of likeliest tokens told
+        self._scores: dict[int, Scores] = {}  # by the number of likeliest tokens told
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._hosts = [
             _Host(self._num_rows, self._width, table.block_size, max_steps, device) for _ in range(BATCHES_UNDER_WAY)
@@ -115,8 +115,8 @@ class DecodeLoop:
         tokens, scores = host.tokens[: batch.decode_steps], None
         tokens.copy_(self._tokens[: batch.decode_steps], non_blocking=True)
         if self.manner.num_top >= 0:
-            scores = host.scores_for(self.manner.num_top)[: batch.decode_steps]
-            scores.copy_(self._scores[self.manner.num_top][: batch.decode_steps], non_blocking=True)
+            num_top = self.manner.num_top
+            scores = send_scores(self._scores[num_top], host.scores_for(num_top), batch.decode_steps)
         self._leave_ids()
         lives, num_logprobs = self.table.lives[self._rows], self.sampling.num_logprobs[self._rows]
         return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, self._platform.mark())
@@ -157,8 +157,7 @@ class DecodeLoop:
             self._controls.copy_(host.controls, non_blocking=True)
         num_top = self.manner.num_top
         if num_top >= 0 and num_top not in self._scores:
-            shape = (*self._tokens.shape, FIRST_TOP + 2 * num_top)
-            self._scores[num_top] = torch.zeros(shape, dtype=torch.int32, device=self._state.device)
+            self._scores[num_top] = make_scores(self.max_steps, self._num_rows, num_top, self._state.device)
 
     def _fetch_ids(self) -> None:
         """Fills in the tokens that the host does not know."""
@@ -216,15 +215,13 @@ class DecodeLoop:
         self._ops.place_tokens(
             fwd.positions, limits, failed, fwd.block_tables, self.table.block_size, fwd.slot_mapping, fwd.seq_lens
         )
-        rows, scores = self._state[ROWS, :size], None
+        rows = self._state[ROWS, :size]
         if self.manner == GREEDY:
             ids = self._likeliest(fwd)
         else:
-            ids, scores = self._sampler.choose(
-                self._compute(fwd), self.manner, self._controls[:, :size], self._uniforms[:, :size], self._step, rows
-            )
-        if scores is not None:
-            self._scores[self.manner.num_top][:, :size].index_copy_(0, self._step, scores.unsqueeze(0))
+            scores = self._scores.get(self.manner.num_top)
+            controls, drawn = self._controls[:, :size], self._uniforms[:, :size]
+            ids = self._sampler.choose(self._compute(fwd), self.manner, controls, drawn, self._step, rows, scores)
         if self.manner.penalises:
             self._sampler.count(ids, fwd.seq_lens, rows)
         self._ops.take_tokens(
@@ -262,11 +259,13 @@ class _Host:
         self.tokens = make(max_steps, num_rows, dtype=torch.int32)
         self.uniforms = make(max_steps, num_rows, dtype=torch.float64)
         self.controls = make(NUM_CONTROLS, num_rows, dtype=torch.float64)
-        self._make = make
-        self._scores: dict[int, Tensor] = {}
+        self._scores: dict[int, Scores] = {}
 
-    def scores_for(self, num_top: int) -> Tensor:
+    def scores_for(self, num_top: int) -> Scores:
         """Room for the scores of a batch."""
         if num_top not in self._scores:
-            self._scores[num_top] = self._make(*self.tokens.shape, FIRST_TOP + 2 * num_top, dtype=torch.int32)
+            cpu = torch.device("cpu")
+            self._scores[num_top] = make_scores(
+                len(self.tokens), self.tokens.shape[1], num_top, cpu, self.tokens.is_pinned()
+            )
         return self._scores[num_top]

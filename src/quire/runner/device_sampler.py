@@ -13,16 +13,13 @@ from torch import Tensor
 
 from quire.ops.count_tokens import WORD_BITS
 from quire.ops.registry import Ops
-from quire.ops.sample_tokens import MAX_SHORT_K, MAX_TOP, TEMPERATURE
+from quire.ops.sample_tokens import MAX_TOP, TEMPERATURE, Scores
 from quire.runner.flight import BATCHES_UNDER_WAY
 from quire.runner.sampling_table import NO_LOGPROBS, SamplingTable
 from quire.runner.sequence_table import Rows, SequenceTable
 from quire.runner.transfer import ToDevice
 
 TOPS = (8, MAX_TOP)  # so many of the likeliest tokens are told, where any are asked for: few kinds of steps to capture
-RANK, CHOSEN, FIRST_TOP = range(
-    3
-)  # columns of scores; after them the ids of the likeliest, then their log-probabilities
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Manner:
     draws      some row has a temperature
     filters    some row has penalties or filters, or is asked for log-probabilities
     penalises  some row has penalties
-    weighs_all  some row with a temperature has no top_k, or a large one
+    weighs_all  some row with a temperature has no top_k
     num_top    likeliest tokens told; -1 = no log-probabilities
     """
 
@@ -72,7 +69,7 @@ class DeviceSampler:
         filtered = random & ((s.top_k[rows] > 0) | (s.top_p[rows] < 1) | (s.min_p[rows] > 0))
         if not (penalises or filtered.any() or most > NO_LOGPROBS):
             return DRAWING if random.any() else GREEDY
-        wide = random & ((s.top_k[rows] <= 0) | (s.top_k[rows] > MAX_SHORT_K))
+        wide = random & ((s.top_k[rows] <= 0) | (s.top_k[rows] >= self._vocab_size))
         num_top = -1 if most == NO_LOGPROBS else next(top for top in TOPS if top >= most)
         return Manner(bool(random.any()), True, penalises, bool(wide.any()), num_top)
 
@@ -84,25 +81,28 @@ class DeviceSampler:
             self._num_counted[rows] += num_tokens
 
     def choose(
-        self, logits: Tensor, manner: Manner, controls: Tensor, uniforms: Tensor, step: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Token ids [S] int64 of logits [S, V], negative where the row is not finite; and scores [S, 2 + 2 · num_top] int32, the
-        log-probabilities' bits, where any are asked for. Waits for nothing.
+        self,
+        logits: Tensor,
+        manner: Manner,
+        controls: Tensor,
+        uniforms: Tensor,
+        step: Tensor,
+        rows: Tensor,
+        scores: Scores | None,
+    ) -> Tensor:
+        """Token ids [S] int64 of logits [S, V], negative where the row is not finite; writes `scores`, of manner.num_top tokens, where
+        any are asked for. Waits for nothing.
 
-        controls, uniforms, step, rows  as ops.sample_tokens has them
+        controls, uniforms, step, rows, scores  as ops.sample_tokens has them
         """
         if not manner.filters:
             if not manner.draws:
-                return self._ops.greedy(logits), None
-            return self._ops.draw_tokens(logits, controls[TEMPERATURE], uniforms, step), None
+                return self._ops.greedy(logits)
+            return self._ops.draw_tokens(logits, controls[TEMPERATURE], uniforms, step)
         tables = (self._seen, self._counts) if manner.penalises else (None, None)
-        ids, ranks, chosen, top_ids, top = self._ops.sample_tokens(
-            logits, controls, uniforms, step, *tables, rows, manner.weighs_all, manner.num_top
+        return self._ops.sample_tokens(
+            logits, controls, uniforms, step, *tables, rows, manner.weighs_all, scores if manner.num_top >= 0 else None
         )
-        if manner.num_top < 0:
-            return ids, None
-        parts = ranks.unsqueeze(1), chosen.view(torch.int32).unsqueeze(1), top_ids, top.view(torch.int32)
-        return ids, torch.cat(parts, dim=1)
 
     def count(self, ids: Tensor, marks: Tensor, rows: Tensor) -> None:
         """Notes tokens that the device has chosen; marks [n] int32, 0 = leave it out."""
@@ -132,3 +132,21 @@ class DeviceSampler:
         )
         self.count(ids, marks_there.int(), rows_there)
         counted[behind] = table.num_tokens[behind]
+
+
+def make_scores(num_steps: int, num_rows: int, num_top: int, device: torch.device, pinned: bool = False) -> Scores:
+    """Room for the scores of steps, as ops.sample_tokens has them."""
+    shape = num_steps, num_rows, 1 + num_top
+    return (
+        torch.zeros(shape, dtype=torch.int32, device=device, pin_memory=pinned),
+        torch.zeros(shape, dtype=torch.float32, device=device, pin_memory=pinned),
+    )
+
+
+def send_scores(scores: Scores, to: Scores, num_steps: int) -> Scores:
+    """Copies the first steps' scores to the host's memory `to`, which may have room for more rows; waits for nothing."""
+    num_rows = scores[0].shape[1]
+    found = to[0][:num_steps, :num_rows], to[1][:num_steps, :num_rows]
+    for target, source in zip(found, scores, strict=True):
+        target.copy_(source[:num_steps], non_blocking=True)
+    return found

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import Batch
+from quire.ops.sample_tokens import Scores
 from quire.platform.base import Mark
 from quire.runner.sequence_table import Rows
 
@@ -26,7 +27,7 @@ class Flight:
     firsts  [B] the first position that each computes
     num_logprobs  [B] as in the SamplingTable
     tokens  [K, R] int32 on the host, the first B columns in use; complete once `done` is reached
-    scores  [K, R, 2 + 2 · num_top] int32 likewise (quire.runner.device_sampler); None = nobody asked for log-probabilities
+    scores  as ops.sample_tokens gives them, likewise on the host; None = nobody asked for log-probabilities
     """
 
     batch: Batch
@@ -35,7 +36,7 @@ class Flight:
     firsts: NDArray[np.int64]
     num_logprobs: NDArray[np.int64]
     tokens: Tensor
-    scores: Tensor | None
+    scores: Scores | None
     done: Mark
 
     def wait(self) -> NDArray[np.int32]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import TokenLogprobs
-from quire.runner.device_sampler import CHOSEN, FIRST_TOP, RANK
+from quire.ops.sample_tokens import Scores
 from quire.runner.sampling_table import NO_LOGPROBS
 
 LOW_WORD = 2**32 - 1
@@ -51,27 +51,22 @@ def _most_likely(values: Tensor, count: int) -> Tensor:
 
 
 def entries_of(
-    tokens: NDArray[np.int32], scores: Tensor | None, counts: NDArray[np.int64]
+    tokens: NDArray[np.int32], scores: Scores | None, counts: NDArray[np.int64]
 ) -> list[list[TokenLogprobs] | None]:
     """For each of B rows the entries of its K steps, None where it asked for none.
 
-    tokens  [K, B]; scores [K, R, 2 + 2 · num_top] int32 on the host as quire.runner.device_sampler.choose gives them
-    counts  [B] as in the SamplingTable
+    tokens  [K, B]; scores on the host, as ops.sample_tokens gives them; counts [B] as in the SamplingTable
     """
     found: list[list[TokenLogprobs] | None] = [None] * len(counts)
     if scores is None:
         return found
-    numbers = scores.numpy()[:, : len(counts)]
-    num_top = (numbers.shape[2] - FIRST_TOP) // 2
-    first_logprob = FIRST_TOP + num_top
+    told, logprobs = (part.numpy()[:, : len(counts)].transpose(1, 0, 2) for part in scores)
     for count in np.unique(counts[counts != NO_LOGPROBS]).tolist():
         places = np.flatnonzero(counts == count)
-        some = numbers[:, places].transpose(1, 0, 2)
-        ids = np.concatenate((tokens[:, places].T[:, :, None], some[:, :, FIRST_TOP : FIRST_TOP + count]), axis=2)
-        bits = np.concatenate(
-            (some[:, :, CHOSEN : CHOSEN + 1], some[:, :, first_logprob : first_logprob + count]), axis=2
-        )
-        lists = zip(ids.tolist(), bits.view(np.float32).tolist(), some[:, :, RANK].tolist(), strict=True)
+        ranks = told[places, :, 0].tolist()
+        ids = told[places, :, : 1 + count]
+        ids[:, :, 0] = tokens[:, places].T
+        lists = zip(ids.tolist(), logprobs[places, :, : 1 + count].tolist(), ranks, strict=True)
         for place, parts in zip(places.tolist(), lists, strict=True):
             found[place] = list(map(TokenLogprobs, *parts))
     return found

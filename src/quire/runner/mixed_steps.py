@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import Batch
+from quire.ops.sample_tokens import Scores
 from quire.platform.base import Platform
-from quire.runner.device_sampler import DeviceSampler
+from quire.runner.device_sampler import DeviceSampler, make_scores, send_scores
 from quire.runner.flight import BATCHES_UNDER_WAY, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.philox import uniforms
 from quire.runner.prepare import StepInputs, prepare
@@ -46,7 +47,7 @@ class MixedSteps:
         self._to_device = ToDevice(device, 2 * BATCHES_UNDER_WAY)  # used twice a step
         self._num_rows, self._pinned = len(table.lives), device.type != "cpu"
         self._tokens = [self._host(1, self._num_rows) for _ in range(BATCHES_UNDER_WAY)]
-        self._scores: list[dict[int, Tensor]] = [{} for _ in range(BATCHES_UNDER_WAY)]
+        self._scores: list[dict[int, Scores]] = [{} for _ in range(BATCHES_UNDER_WAY)]
         self._turn = 0
         self._first_step = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -74,33 +75,36 @@ class MixedSteps:
 
     def _choose(
         self, step: StepInputs, places: NDArray[np.int64], hidden: Tensor, logits: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B] int32: a token, or why there is none; noted in last_ids too. And [B, W] scores, where any are asked for."""
+    ) -> tuple[Tensor, Scores | None]:
+        """[B] int32: a token, or why there is none; noted in last_ids too. And [1, B, W] scores, where any are asked for."""
         rows, count = step.rows[places], len(step.rows)
         numbers = uniforms(self.sampling.seed[rows], self.sampling.index[rows], step.seq_lens[places])
         loc, index, table_rows, controls, drawn = self._to_device.send(
             step.hidden_start_loc, places, rows, self.sampling.controls(rows), numbers[None]
         )
-        tokens, all_scores = torch.full((count,), NO_TOKEN, dtype=torch.int64, device=hidden.device), None
+        device = hidden.device
+        tokens, scores = torch.full((count,), NO_TOKEN, dtype=torch.int64, device=device), None
         if len(places):
             manner = self._sampler.manner(rows)
-            ids, scores = self._sampler.choose(logits, manner, controls, drawn, self._first_step, table_rows)
+            if manner.num_top >= 0:
+                scores = make_scores(1, len(places), manner.num_top, device)
+            ids = self._sampler.choose(logits, manner, controls, drawn, self._first_step, table_rows, scores)
             tokens.index_copy_(0, index, ids)
             if manner.penalises:
                 self._sampler.count(ids, torch.ones_like(ids, dtype=torch.int32), table_rows)
-            if scores is not None:
-                all_scores = scores.new_zeros(count, scores.shape[1]).index_copy_(0, index, scores)
+            if scores is not None and len(places) < count:
+                wide = make_scores(1, count, manner.num_top, device)
+                scores = wide[0].index_copy_(1, index, scores[0]), wide[1].index_copy_(1, index, scores[1])
         tokens = tokens.masked_fill(_not_finite(hidden, loc), NOT_FINITE)
         self._last_ids.index_copy_(0, table_rows, tokens[index])
-        return tokens.int(), all_scores
+        return tokens.int(), scores
 
-    def _take_scores(self, scores: Tensor) -> Tensor:
-        """[1, R, W] on the host."""
-        made, width = self._scores[self._turn], scores.shape[1]
-        if width not in made:
-            made[width] = self._host(1, self._num_rows, width)
-        made[width][0, : len(scores)].copy_(scores, non_blocking=True)
-        return made[width]
+    def _take_scores(self, scores: Scores) -> Scores:
+        """[1, B, W] on the host."""
+        made, num_top = self._scores[self._turn], scores[0].shape[2] - 1
+        if num_top not in made:
+            made[num_top] = make_scores(1, self._num_rows, num_top, torch.device("cpu"), self._pinned)
+        return send_scores(scores, made[num_top], 1)
 
     def _host(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.int32, pin_memory=self._pinned)

@@ -25,7 +25,6 @@ from quire.backends.triton import (  # noqa: E402
     _kernels_linear,
     _kernels_norm,
     _kernels_pointwise,
-    _kernels_sample,
     _kernels_split,
     _split_keys,
     linear_greedy,
@@ -47,8 +46,7 @@ POINTERS = {
 
 
 MODULES = (
-    _kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_sample,
-    _kernels_split,
+    _kernels_attention, _kernels_decode, _kernels_linear, _kernels_norm, _kernels_pointwise, _kernels_split,
 )  # fmt: skip
 
 
@@ -136,11 +134,6 @@ def calls() -> Iterator[tuple[str, Inputs]]:
         "count_tokens",
         next(specs()["count_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu"))),
     )
-    for inputs in list(specs()["sample_tokens"].make_inputs(torch.Generator(), torch.bfloat16, torch.device("cpu")))[
-        :2
-    ]:
-        yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064)}
-        yield "sample_tokens", {**inputs, "logits": make(len(inputs["logits"]), 152_064), "seen": None, "counts": None}
     yield "linear_silu_mul", {"x": make(1, 3584), "weight": make(2 * 18944, 3584)}
     yield "linear", {"x": make(1, 3584), "weight": make(4608, 3584), "bias": make(4608)}
     for q_heads, kv_heads, head_size, window in ((28, 4, 128, 0), (14, 2, 64, 0), (32, 8, 128, 4096)):

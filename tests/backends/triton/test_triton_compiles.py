@@ -17,7 +17,7 @@ KERNELS = {
     "decode_kernel", "prefill_kernel", "gemv_kernel",
     "greedy_parts_kernel", "greedy_merge_kernel", "pick_kernel", "place_tokens_kernel", "take_tokens_kernel",
     "draw_parts_kernel", "draw_merge_kernel",
-    "score_kernel", "count_tokens_kernel", "survey_kernel", "weigh_kernel", "choose_kernel",
+    "count_tokens_kernel",
 }  # fmt: skip
 
 

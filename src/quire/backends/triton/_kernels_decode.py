@@ -173,3 +173,27 @@ def draw_merge_kernel(
         logit = tl.load(logit_ptr + row * stride_row + column, mask=column < size, other=float("-inf")).to(tl.float32)
         best = tl.min(tl.where(logit == largest, column, size), axis=0)
     tl.store(out_ptr + row, tl.where(strange > 0, -1, best).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["num_tokens", "stride_seen", "stride_count"])
+def count_tokens_kernel(
+    id_ptr, mark_ptr, row_ptr, seen_ptr, count_ptr, num_tokens, stride_seen, stride_count,
+    BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """One token a lane. Counts share 32-bit words in pairs, the even token's in the low half."""
+    let_next_start(DEPENDENT)
+    wait_for_previous(DEPENDENT)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    present = place < num_tokens
+    token = tl.load(id_ptr + place, mask=present, other=-1)
+    mark = tl.load(mark_ptr + place, mask=present, other=0)
+    row = tl.load(row_ptr + place, mask=present, other=0)
+    good = (token >= 0) & (mark != 0)
+    bit = tl.full([BLOCK], 1, tl.int32) << (token % 32).to(tl.int32)
+    tl.atomic_or(seen_ptr + row * stride_seen + token // 32, bit, mask=good)
+    cell = row * stride_count + token
+    counted = good & (mark > 0)
+    full = tl.load(count_ptr + cell, mask=counted, other=0) >= 32767
+    word = count_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + cell // 2
+    one = tl.full([BLOCK], 1, tl.int32) << (16 * (cell % 2)).to(tl.int32)
+    tl.atomic_add(word, one, mask=counted & (full == 0))

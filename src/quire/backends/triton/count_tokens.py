@@ -12,7 +12,7 @@ BLOCK = 128
 
 def run(token_ids: Tensor, marks: Tensor, rows: Tensor, seen: Tensor, counts: Tensor) -> None:
     """See quire.ops.count_tokens."""
-    from quire.backends.triton._kernels_sample import count_tokens_kernel
+    from quire.backends.triton._kernels_decode import count_tokens_kernel
 
     count = token_ids.shape[0]
     if count:

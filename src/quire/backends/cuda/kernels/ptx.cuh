@@ -12,6 +12,11 @@ typedef long long i64;
 constexpr u32 MAX_POLLS = 1u << 22;
 
 DEVICE float from_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
+DEVICE float from_f16(u16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
 DEVICE float low_half(u32 x) { return __uint_as_float(x << 16); }
 DEVICE float high_half(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 
