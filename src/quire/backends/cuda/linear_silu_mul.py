@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from quire.backends.cuda import _product
+from quire.backends.cuda import _product, _tall_product
 from quire.backends.cuda._product import why_not
 from quire.backends.cuda._product_tiles import choose
 from quire.backends.triton import linear_silu_mul
@@ -17,4 +17,6 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tile = choose(x.shape[0], *weight.shape, True) if x.shape[0] > 1 else None
     if tile and _product.fits(x, weight, bias):
         return _product.multiply(x, weight, bias, tile, gated=True)
+    if _tall_product.takes(x, weight, bias, gated=True):
+        return _tall_product.multiply(x, weight, bias, _tall_product.GATED, gated=True)
     return linear_silu_mul.run(x, weight, bias)
