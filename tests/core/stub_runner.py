@@ -473,14 +473,32 @@ class Harness:
                 require(pinned or order(other) < order(victim), "the wrong victim", victim.seq_id, other.seq_id)
         self.num_pinned += sum(before[victim.seq_id] == MAX_PREEMPTIONS - 1 for victim in victims)
         added = [s for s in self.running() if s.seq_id in {new.seq_id for new in self.batch.added}]
-        if added and self.waiting():
-            require(max(map(order, added)) < min(map(order, self.waiting())), "served out of order")
+        kept = [s for s in self.waiting() if not self._may_let_others_pass(s)]
+        if added and kept:
+            require(max(map(order, added)) < min(map(order, kept)), "served out of order")
+
+    def _may_let_others_pass(self, sequence: Sequence) -> bool:
+        """Whether a newcomer's prompt goes on, past what is cached of it, with a block that the step computes for another."""
+        if self.collide is not None:
+            return True  # the other's block may only look like it
+        if sequence.num_preemptions or sequence.prompt_logprobs is not None:
+            return False
+        size, newcomer = self.config.block_size, sequence.token_ids[:-1]
+        return self.config.enable_prefix_caching and any(
+            len(newcomer) >= (end := (other.num_confirmed_tokens // size + 1) * size)
+            and other.num_computed_tokens >= end
+            and other.token_ids[:end] == newcomer[:end]
+            and other.request.cache_salt == sequence.request.cache_salt
+            for other in self.running()
+        )
 
     def _check_nobody_waits_needlessly(self) -> None:
         assert self.batch is not None
-        waiting = sorted(self.waiting(), key=self.order)
-        if not waiting or any(s.num_preemptions for s in waiting):
+        if any(s.num_preemptions for s in self.waiting()):
             return  # after a preemption in this step nobody is admitted
+        waiting = sorted((s for s in self.waiting() if not self._may_let_others_pass(s)), key=self.order)
+        if not waiting:
+            return
         running, head = len(self.running()), waiting[0]
         budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
         num_tokens = len(head.token_ids)

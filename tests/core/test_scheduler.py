@@ -541,6 +541,45 @@ def test_a_sequence_that_had_ended_is_not_run_again_and_its_siblings_are() -> No
 # ---- log-probabilities ----
 
 
+def test_a_prompt_is_computed_once_for_all_that_begin_with_it() -> None:
+    h = harness(max_num_batched_tokens=20)
+    for name, own in (("a", 3), ("b", 4), ("c", 5)):
+        h.add(request(name, [1] * 8 + [own] * 2, max_tokens=2))
+    h.add(request("other", [2] * 6, max_tokens=2))
+    assert step(h) == [(0, 10), (3, 6)]  # b and c let the one behind them pass
+    assert step(h) == [(0, 1), (3, 1), (1, 2), (2, 2)]
+    h.drain()
+    assert [h.requests[name].id for name in "abc"] == ["a", "b", "c"] and set(h.ended.values()) == {"length"}
+
+
+def test_a_long_prompt_is_followed_chunk_by_chunk() -> None:
+    h = harness(max_num_batched_tokens=10)
+    h.add(request("a", [1] * 24, max_tokens=2))
+    h.add(request("b", [1] * 24 + [2], max_tokens=2))
+    assert steps(h, 4) == [[(0, 10)], [(0, 10)], [(0, 4)], [(0, 1), (1, 1)]]
+    h.drain()
+
+
+def test_nobody_waits_for_what_is_not_coming() -> None:
+    h = harness(max_num_batched_tokens=10)
+    h.add(request("a", [1] * 24, max_tokens=2))
+    h.add(request("b", [1] * 24, max_tokens=2))
+    h.schedule()
+    h.abort("a")
+    h.commit()
+    assert step(h) == [(1, 10)]
+    h.drain()
+
+
+@pytest.mark.parametrize("options", [{"enable_prefix_caching": False}, {"block_size": 16}], ids=str)
+def test_where_no_block_is_shared_nobody_waits(options: dict[str, int]) -> None:
+    h = harness(**options)
+    h.add(request("a", [1] * 7, max_tokens=2))
+    h.add(request("b", [1] * 7, max_tokens=2))
+    assert step(h) == [(0, 7), (1, 7)]
+    h.drain()
+
+
 def test_prompt_logprobs_are_collected_over_chunks_without_prefix_hits() -> None:
     h = harness()
     h.add(request("a", list(range(5)) * 8, max_tokens=1))

@@ -1,4 +1,4 @@
-"""Which requests can never be served by this configuration, and what to say then."""
+"""Which requests can never be served by this configuration, and what to say then; how much of a prompt is computed at once."""
 
 from quire.core.config import SchedulerConfig
 from quire.core.request import Request
@@ -25,6 +25,15 @@ def check_request(request: Request, config: SchedulerConfig) -> None:
             "prompt",
         )
     _check_blocks(request, config)
+
+
+def first_chunk(num_left: int, budget: int, config: SchedulerConfig) -> int:
+    """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
+    if num_left <= budget:
+        return num_left
+    # Without chunked prefill a prompt fits a step (check_request saw to it). A sequence that comes back may have outgrown it.
+    whole = not config.enable_chunked_prefill and num_left <= config.max_num_batched_tokens
+    return 0 if whole else budget
 
 
 def _check_blocks(request: Request, config: SchedulerConfig) -> None:

@@ -3,6 +3,8 @@
 It knows neither queue nor order: whether a sequence may have blocks, and whose are taken away, is the scheduler's decision.
 """
 
+from collections.abc import Iterable
+
 from quire.core.block_pool import BlockPool
 from quire.core.config import SchedulerConfig
 from quire.core.prefix_cache import CachedPrefix, PrefixCache
@@ -27,6 +29,28 @@ class KVManager:
         # The last token is computed in any case: the logits come of it.
         max_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
         return self.cache.match(sequence.prefix, sequence.token_ids, max_blocks)
+
+    def begun(self, sequences: Iterable[Sequence]) -> set[bytes]:
+        """Keys of the blocks that come first in what steps under way compute of these sequences' prompts."""
+        size, keys = self._config.block_size, set[bytes]()
+        if self.cache is None:
+            return keys
+        for s in sequences:
+            if s.num_confirmed_tokens < min(
+                s.num_computed_tokens, len(s.token_ids) - 1
+            ):  # of one that decodes they are unknown
+                num_blocks = s.prefix.num_blocks + 1
+                if num_blocks * size <= min(s.num_computed_tokens, len(s.token_ids)):
+                    self.cache.hash_ahead(s.prefix, s.token_ids, num_blocks)
+                    keys.add(s.prefix.keys[num_blocks - 1])
+        return keys
+
+    def is_begun(self, sequence: Sequence, found: list[CachedPrefix], begun: set[bytes]) -> bool:
+        """Whether the block that the sequence would compute first, after those that `match` found, is among `begun`."""
+        if not begun or sequence.prompt_logprobs is not None:
+            return False
+        is_matched = len(found) < (len(sequence.token_ids) - 1) // self._config.block_size
+        return is_matched and sequence.prefix.keys[len(found)] in begun
 
     def admit(self, sequence: Sequence, found: list[CachedPrefix], num_tokens: int, num_spare: int) -> bool:
         """Gives the sequence `found`, and blocks for the rest of `num_tokens`. False, and nothing is done, if that would leave

@@ -16,20 +16,22 @@ Three rules make progress certain:
 
 Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer ones from being admitted, those that
 run end or are preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is
-served strictly in order. A sequence may be preempted more often than that only by its owner: `preempt`, `abandon`,
+served in order, but a newcomer whose prompt goes on with a block that a step under way computes for another lets those
+behind it pass: it will find that block in the prefix cache. That step ends, so it waits for no more steps than the other
+has chunks. A sequence may be preempted more often than that only by its owner: `preempt`, `abandon`,
 `reset_prefix_cache`.
 """
 
 from dataclasses import replace
 
-from quire.core.admission import check_request
+from quire.core.admission import check_request, first_chunk
 from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult
 from quire.core.config import SchedulerConfig, SchedulerStats
 from quire.core.decode_steps import follow, lengthen
 from quire.core.kv_manager import KVManager
 from quire.core.outputs import EngineOutput
 from quire.core.policy import ORDERS, WaitingQueue
-from quire.core.prefix_cache import PrefixChain
+from quire.core.prefix_cache import CachedPrefix, PrefixChain
 from quire.core.request import Request
 from quire.core.sequence import Sequence, Status
 from quire.core.step import Step
@@ -39,6 +41,7 @@ from quire.errors import InvalidRequest, QueueFull
 __all__ = ["MAX_PREEMPTIONS", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 MAX_PREEMPTIONS = 3
+MAX_PASSED = 256  # newcomers a step that let others pass: each costs a look into the cache
 
 
 class Scheduler:
@@ -67,6 +70,7 @@ class Scheduler:
         self._removed: list[int] = []
         self._in_flight: list[Batch] = []  # oldest first
         self._prompt_goes_alone = False
+        self._some_let_others_pass = False
         self._stuck: tuple[int, int] | None = None
         self._next_seq_id = 0
         self._num_preemptions = 0
@@ -254,6 +258,7 @@ class Scheduler:
             self._prompt_goes_alone = False
             self._admit(step)
         if not step.rows:
+            self._some_let_others_pass = False
             self._continue_running(step)
             if not step.preempted:
                 self._admit(step)
@@ -278,7 +283,8 @@ class Scheduler:
         one_token_each = len(step.rows) == self._num_step_tokens
         if not settled or not one_token_each:
             return 0
-        return lengthen(step.rows, self._running, self.kv, self.config.max_decode_steps)
+        max_steps = 1 if self._some_let_others_pass else self.config.max_decode_steps  # they may join the next
+        return lengthen(step.rows, self._running, self.kv, max_steps)
 
     def _next_to_admit(self) -> Sequence | None:
         """The sequence that the next step admits if nothing changes until then, and there is one."""
@@ -353,18 +359,28 @@ class Scheduler:
         self._waiting.push(sequence)
 
     def _admit(self, step: Step) -> None:
-        while step.budget and len(self._running) < self.config.max_num_seqs:
+        begun = self.kv.begun(self._running.values()) if self._waiting else set()
+        passed: list[Sequence] = []
+        while step.budget and len(self._running) < self.config.max_num_seqs and len(passed) < MAX_PASSED:
             sequence = self._waiting.peek()
             if sequence is None or self._is_stuck(sequence) or (self._in_flight and not self._joins_ahead(sequence)):
-                return
-            if not self._place(sequence, step):
-                return
+                break
+            found = self.kv.match(sequence)
+            if not sequence.num_preemptions and self.kv.is_begun(sequence, found, begun):
+                self._waiting.pop(Status.WAITING)
+                passed.append(sequence)
+            elif self._place(sequence, found, step):
+                begun |= self.kv.begun((sequence,))
+            else:
+                break
+        for sequence in passed:
+            self._waiting.push(sequence)
+        self._some_let_others_pass = bool(passed)
 
-    def _place(self, sequence: Sequence, step: Step) -> bool:
-        """Admits the head of the queue if budget and blocks allow."""
-        found = self.kv.match(sequence)
+    def _place(self, sequence: Sequence, found: list[CachedPrefix], step: Step) -> bool:
+        """Admits the head of the queue, with the cached blocks `found`, if budget and blocks allow."""
         num_cached = len(found) * self.config.block_size
-        num_new = self._first_chunk(len(sequence.token_ids) - num_cached, step.budget)
+        num_new = first_chunk(len(sequence.token_ids) - num_cached, step.budget, self.config)
         if not num_new:
             self._prompt_goes_alone = True
             return False
@@ -392,14 +408,6 @@ class Scheduler:
         # Blocks that stay free at an admission, one for two running sequences. With none, newcomers would soon be the victims of their
         # growth; with one each, 5 % of the cache lie idle under chat-shaped load in place of 4 % (tests/core/test_kv_share.py).
         return (len(self._running) + 1) // 2
-
-    def _first_chunk(self, num_left: int, budget: int) -> int:
-        """Tokens to compute at admission; 0 if a prompt that must not be split does not fit this step."""
-        if num_left <= budget:
-            return num_left
-        # Without chunked prefill a prompt fits a step (add saw to it). A sequence that comes back may have outgrown it.
-        whole = not self.config.enable_chunked_prefill and num_left <= self.config.max_num_batched_tokens
-        return 0 if whole else budget
 
     # ---- committing ----
 
