@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 
 from quire.config import EngineArgs, EngineConfig
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.request import Request
 from quire.engine.process import child_main
@@ -126,7 +126,7 @@ class FakeEngine:
         token = token_at(prompt, p.seed or 0, index, position)
         logprobs = prompt_logprobs = None
         if p.logprobs is not None:
-            logprobs = [fake_logprobs(token, p.logprobs)]
+            logprobs = LogprobColumns.of([fake_logprobs(token, p.logprobs)])
         if p.prompt_logprobs is not None and index == position == 0:
             prompt_logprobs = [fake_logprobs(token, p.prompt_logprobs) for token in prompt[1:]]
         return EngineOutput(request.id, index, [token], logprobs, prompt_logprobs, "length" if last else None)

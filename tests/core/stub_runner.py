@@ -7,7 +7,15 @@ seen at once. The next token is a function of the fingerprint, so the right outp
 
 from dataclasses import dataclass, field, replace
 
-from quire.core.batch import Batch, NewSequence, ScheduledSequence, SequenceResult, StepResult, TokenLogprobs
+from quire.core.batch import (
+    Batch,
+    LogprobColumns,
+    NewSequence,
+    ScheduledSequence,
+    SequenceResult,
+    StepResult,
+    TokenLogprobs,
+)
 from quire.core.outputs import EngineOutput
 from quire.core.params import SamplingParams
 from quire.core.prefix_cache import PrefixCache
@@ -198,10 +206,10 @@ class StubRunner:
         size = self.config.block_size
         return row.block_ids[position // size] * size + position % size
 
-    def _logprobs(self, row: Row, token_ids: list[int]) -> list[TokenLogprobs] | None:
+    def _logprobs(self, row: Row, token_ids: list[int]) -> LogprobColumns | None:
         if row.new.params.logprobs is None:
             return None
-        return [TokenLogprobs([token_id], [-1.0], 1) for token_id in token_ids]
+        return LogprobColumns.of(TokenLogprobs([token_id], [-1.0], 1) for token_id in token_ids)
 
     def _prompt_logprobs(self, row: Row, start: int, end: int) -> list[TokenLogprobs] | None:
         """Logits at position p tell of the token at p + 1."""

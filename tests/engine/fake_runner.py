@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from quire.config import EngineConfig
-from quire.core.batch import Batch, NewSequence, SequenceResult, StepResult, TokenLogprobs
+from quire.core.batch import Batch, LogprobColumns, NewSequence, SequenceResult, StepResult, TokenLogprobs
 from quire.core.params import SamplingParams
 
 VOCAB = 97
@@ -76,7 +76,8 @@ class FakeRunner:
             return SequenceResult(seq_id, [])
         token = next_token(seen, row.params.seed, row.index)
         row.token_ids.append(token)
-        logprobs = None if row.params.logprobs is None else [TokenLogprobs([token], [-1.0], 1)]
+        told = LogprobColumns.of([TokenLogprobs([token], [-1.0], 1)])
+        logprobs = None if row.params.logprobs is None else told
         return SequenceResult(seq_id, [token], logprobs)
 
     def _slot(self, row: NewSequence, position: int) -> int:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from fake_engine import CONFIG, FakeEngine
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.params import MAX_SEED, SamplingParams
 from quire.core.request import Request
@@ -24,7 +24,8 @@ PARAMS = SamplingParams(
     max_tokens=7, bad_words=["x"], min_tokens=1,
 )  # fmt: skip
 REQUEST = Request("id", [1, 2, 3], PARAMS, (0,), ((4, 5),), -3, "salt", ((1, 2), ()))
-OUTPUT = EngineOutput("id", 1, [3], [TokenLogprobs([3, 4], [-0.1, -math.inf], 1)], [], "stop", "x", 2, "no")
+ENTRIES = [TokenLogprobs([3, 4], [-0.5, -math.inf], 1)]
+OUTPUT = EngineOutput("id", 1, [3], LogprobColumns.of(ENTRIES), ENTRIES, "stop", "x", 2, "no")
 MESSAGES = [
     (ipc.Hello("t", 1), ipc.from_engine),
     (ipc.Ready(CONFIG, 5, 0.5), ipc.from_engine),

@@ -3,7 +3,7 @@
 import copy
 import pickle
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.engine.logprob_store import LogprobStore
 from quire.outputs import Logprob
 
@@ -21,8 +21,8 @@ DICTS = [
 
 def filled() -> LogprobStore:
     store = LogprobStore(None)
-    store.extend(ENTRIES[:2])
-    store.extend(ENTRIES[2:])
+    store.extend(LogprobColumns.of(ENTRIES[:2]))
+    store.extend(LogprobColumns.of(ENTRIES[2:]))
     return store
 
 
@@ -34,9 +34,9 @@ def test_entries_are_those_that_came() -> None:
 
 def test_a_view_stays_as_it_was() -> None:
     store = LogprobStore(None)
-    store.extend(ENTRIES[:2])
+    store.extend(LogprobColumns.of(ENTRIES[:2]))
     new = store.since(1)
-    store.extend(ENTRIES[2:])
+    store.extend(LogprobColumns.of(ENTRIES[2:]))
     assert new == DICTS[1:2] and store.since(2) == DICTS[2:]
 
 
@@ -52,3 +52,11 @@ def test_copies_are_plain_lists() -> None:
     shown = filled().since(1)
     assert pickle.loads(pickle.dumps(shown)) == copy.deepcopy(shown) == DICTS[1:]
     assert type(copy.deepcopy(shown)) is list
+
+
+def test_columns_are_cut_and_joined_like_lists() -> None:
+    columns = LogprobColumns.of(ENTRIES)
+    assert len(columns) == 3 and list(columns) == ENTRIES
+    assert list(columns.first(2)) == ENTRIES[:2] and not columns.first(0) and columns.first(9) is columns
+    assert columns.first(1) + LogprobColumns.of(ENTRIES[1:]) == columns
+    assert list(LogprobColumns()) == [] and LogprobColumns() + columns == columns

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.engine.outbox import Outbox, joined
 
@@ -58,8 +58,8 @@ def test_log_probabilities_wait_with_their_tokens():
     entries = [TokenLogprobs([i], [-0.5], 1) for i in range(3)]
     box = Outbox(sent := Sent(), LONG_S, LONG_S)
     for i, end in enumerate((None, None, "length")):
-        box.put([EngineOutput("a", 0, [i], [entries[i]], finish_reason=end)], 1)
-    assert sent.frames[-1][0].logprobs == entries[1:] and sent.frames[-1][0].token_ids == [1, 2]
+        box.put([EngineOutput("a", 0, [i], LogprobColumns.of([entries[i]]), finish_reason=end)], 1)
+    assert list(sent.frames[-1][0].logprobs) == entries[1:] and sent.frames[-1][0].token_ids == [1, 2]
     box.close()
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from tiny_checkpoints import byte_tokenizer
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.core.outputs import EngineOutput
 from quire.core.params import RequestOutputKind, SamplingParams
 from quire.core.request import Request
@@ -37,7 +37,7 @@ def outputs_of(token_ids, splits, finish_reason="length", index=0, logprobs=Fals
         ids = token_ids[begin:end]
         last = end == len(token_ids)
         yield EngineOutput(
-            "r", index, ids, [entry(i, (i + 1,)) for i in ids] if logprobs else None,
+            "r", index, ids, LogprobColumns.of(entry(i, (i + 1,)) for i in ids) if logprobs else None,
             finish_reason=finish_reason if last else None, stop_reason=stop_reason if last else None,
         )  # fmt: skip
 
@@ -127,14 +127,19 @@ def test_half_a_character_waits_and_a_cut_off_one_shows_at_the_end(tokenizer):
 def test_logprobs_have_the_names_and_shapes_users_know(tokenizer):
     ids = tokenizer.encode("hi", False)
     stream = stream_for(tokenizer, logprobs=1, prompt_logprobs=0)
-    first = EngineOutput("r", 0, ids[:1], [entry(ids[0], (5, ids[0]))], prompt_logprobs=[entry(PROMPT[1])])
+    first = EngineOutput(
+        "r", 0, ids[:1], LogprobColumns.of([entry(ids[0], (5, ids[0]))]), prompt_logprobs=[entry(PROMPT[1])]
+    )
     seen = stream.push(first)
     assert seen.prompt_logprobs[0] is None and list(seen.prompt_logprobs[1]) == [PROMPT[1]]
     (row,) = seen.outputs[0].logprobs
     assert list(row) == [ids[0], 5]
     assert (row[ids[0]].logprob, row[ids[0]].rank, row[ids[0]].decoded_token) == (-0.5, 3, tokenizer.token_text(ids[0]))
     assert (row[5].logprob, row[5].rank) == (-1.5, 1)
-    assert stream.push(EngineOutput("r", 0, [ids[0]], [entry(ids[0])])).prompt_logprobs is not None
+    assert (
+        stream.push(EngineOutput("r", 0, [ids[0]], LogprobColumns.of([entry(ids[0], (5, ids[0]))]))).prompt_logprobs
+        is not None
+    )
 
 
 def test_n_sequences_end_once_each_and_come_back_in_order(tokenizer):

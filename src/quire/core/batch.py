@@ -7,6 +7,8 @@ A runner keeps one row of state for each sequence it has been told of (tokens, b
     removed    rows to forget: finished, aborted or preempted since the last step; applied before `added`
 """
 
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from quire.core.params import SamplingParams
@@ -88,6 +90,51 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class LogprobColumns:
+    """TokenLogprobs of n positions, all with equally many tokens, as columns of numbers: thousands come in each step, and an object
+    for each would take the host longer than the step takes the device.
+
+    token_ids  int32 [n, width]; logprobs fp32 [n, width]; ranks int32 [n]: the fields of TokenLogprobs, in the machine's byte order
+    """
+
+    token_ids: bytes = b""
+    logprobs: bytes = b""
+    ranks: bytes = b""
+
+    @classmethod
+    def of(cls, entries: Iterable[TokenLogprobs]) -> "LogprobColumns":
+        """The same as columns."""
+        ids, logprobs, ranks = array("i"), array("f"), array("i")
+        for entry in entries:
+            ids.extend(entry.token_ids)
+            logprobs.extend(entry.logprobs)
+            ranks.append(entry.rank)
+        return cls(ids.tobytes(), logprobs.tobytes(), ranks.tobytes())
+
+    def __len__(self) -> int:
+        return len(self.ranks) // 4
+
+    def __iter__(self) -> Iterator[TokenLogprobs]:
+        ids, logprobs, ranks = array("i", self.token_ids), array("f", self.logprobs), array("i", self.ranks)
+        width = len(ids) // max(len(ranks), 1)
+        for i, rank in enumerate(ranks):
+            part = slice(i * width, (i + 1) * width)
+            yield TokenLogprobs(ids[part].tolist(), logprobs[part].tolist(), rank)
+
+    def __add__(self, other: "LogprobColumns") -> "LogprobColumns":
+        return LogprobColumns(
+            self.token_ids + other.token_ids, self.logprobs + other.logprobs, self.ranks + other.ranks
+        )
+
+    def first(self, count: int) -> "LogprobColumns":
+        """Those of the first positions; all if there are no more."""
+        if count >= len(self):
+            return self
+        part = slice(count * (len(self.token_ids) // len(self)))
+        return LogprobColumns(self.token_ids[part], self.logprobs[part], self.ranks[: 4 * count])
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceResult:
     """What one scheduled sequence got.
 
@@ -100,7 +147,7 @@ class SequenceResult:
 
     seq_id: int
     token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: LogprobColumns | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
 

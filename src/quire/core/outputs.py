@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 
 # Errors of a sequence whose kind matters to the caller.
 NOT_FINITE_ERROR = "the logits of this request became NaN or infinite"
@@ -28,7 +28,7 @@ class EngineOutput:
     request_id: str
     index: int
     token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: LogprobColumns | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None

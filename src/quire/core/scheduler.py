@@ -437,7 +437,7 @@ class Scheduler:
             sequence.request.id,
             sequence.index,
             token_ids,
-            None if result.logprobs is None else result.logprobs[: cut.num_kept],
+            None if result.logprobs is None else result.logprobs.first(cut.num_kept),
             prompt_logprobs,
             cut.finish_reason,
             cut.stop_reason,

@@ -2,36 +2,40 @@
 the model computes."""
 
 from array import array
-from collections.abc import Iterable
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.outputs import LazyLogprobs, Logprob
 from quire.text.tokenizer import Tokenizer
 
 
 class LogprobStore:
-    """Entries of one sequence, all with equally many tokens; they are only ever appended.
-
-    total  sum of the log-probabilities of the tokens that were chosen
-    """
+    """Entries of one sequence, all with equally many tokens; they are only ever appended."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self.total = 0.0
         self._tokenizer = tokenizer
-        self._token_ids = array("q")
-        self._logprobs = array("d")
-        self._ranks = array("q")
+        self._token_ids = array("i")
+        self._logprobs = array("f")
+        self._ranks = array("i")
+        self._total, self._num_totalled = 0.0, 0
 
     def __len__(self) -> int:
         return len(self._ranks)
 
-    def extend(self, entries: Iterable[TokenLogprobs]) -> None:
+    @property
+    def total(self) -> float:
+        """Sum of the log-probabilities of the tokens that were chosen."""
+        if self._num_totalled < len(self):
+            width = len(self._token_ids) // len(self)
+            for logprob in self._logprobs[self._num_totalled * width :: width]:  # sum() rounds by how many there are
+                self._total += logprob
+            self._num_totalled = len(self)
+        return self._total
+
+    def extend(self, entries: LogprobColumns) -> None:
         """Adds the entries of new tokens."""
-        for entry in entries:
-            self._token_ids.extend(entry.token_ids)
-            self._logprobs.extend(entry.logprobs)
-            self._ranks.append(entry.rank)
-            self.total += entry.logprobs[0]
+        self._token_ids.frombytes(entries.token_ids)
+        self._logprobs.frombytes(entries.logprobs)
+        self._ranks.frombytes(entries.ranks)
 
     def since(self, first: int) -> LazyLogprobs:
         """The entries from number `first` on, as users see them; later ones are not in it."""

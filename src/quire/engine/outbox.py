@@ -81,12 +81,7 @@ class Outbox:
             self._held[key] = None
             return output
         waiting = self._held[key]
-        if waiting is None:
-            self._held[key] = output
-        else:  # in place: it is ours alone, and has nothing but tokens and their log-probabilities
-            waiting.token_ids.extend(output.token_ids)
-            if waiting.logprobs is not None:
-                waiting.logprobs.extend(output.logprobs or ())
+        self._held[key] = output if waiting is None else join(waiting, output)
         return None
 
     @property
@@ -133,7 +128,9 @@ def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:
 
 def join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
     """Two outputs of a sequence as one."""
-    logprobs = None if second.logprobs is None else [*(first.logprobs or []), *second.logprobs]
+    logprobs = second.logprobs
+    if first.logprobs is not None and logprobs is not None:
+        logprobs = first.logprobs + logprobs
     return replace(
         second,
         token_ids=[*first.token_ids, *second.token_ids],

@@ -140,8 +140,8 @@ class _Sequence:
         self._held_token_ids += (
             output.token_ids
         )  # not the outputs themselves: objects that pile up keep the garbage collector busy
-        if self._logprobs is not None:
-            self._logprobs.extend(output.logprobs or ())
+        if self._logprobs is not None and output.logprobs is not None:
+            self._logprobs.extend(output.logprobs)
         return True
 
     def push(self, output: EngineOutput) -> CompletionOutput:
@@ -160,7 +160,8 @@ class _Sequence:
         self._token_ids += token_ids
         if self._logprobs is None:
             return self._completion(text, token_ids, None)
-        self._logprobs.extend((output.logprobs or [])[: num_taken - num_held])
+        if output.logprobs is not None:
+            self._logprobs.extend(output.logprobs.first(num_taken - num_held))
         return self._completion(text, token_ids, self._logprobs.since(len(self._logprobs) - len(token_ids)))
 
     def whole(self) -> CompletionOutput:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.core.batch import TokenLogprobs
+from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.ops.sample_tokens import Scores
 from quire.runner.sampling_table import NO_LOGPROBS
 
@@ -50,26 +50,31 @@ def _most_likely(values: Tensor, count: int) -> Tensor:
     return keys.topk(min(count, size)).values.neg_() & LOW_WORD
 
 
-def entries_of(
+def columns_of(
     tokens: NDArray[np.int32], scores: Scores | None, counts: NDArray[np.int64]
-) -> list[list[TokenLogprobs] | None]:
-    """For each of B rows the entries of its K steps, None where it asked for none.
+) -> list[LogprobColumns | None]:
+    """For each of B rows the log-probabilities of its K steps, None where it asked for none.
 
     tokens  [K, B]; scores on the host, as ops.sample_tokens gives them; counts [B] as in the SamplingTable
     """
-    found: list[list[TokenLogprobs] | None] = [None] * len(counts)
+    found: list[LogprobColumns | None] = [None] * len(counts)
     if scores is None:
         return found
     told, logprobs = (part.numpy()[:, : len(counts)].transpose(1, 0, 2) for part in scores)
     for count in np.unique(counts[counts != NO_LOGPROBS]).tolist():
         places = np.flatnonzero(counts == count)
-        ranks = told[places, :, 0].tolist()
         ids = told[places, :, : 1 + count]
         ids[:, :, 0] = tokens[:, places].T
-        lists = zip(ids.tolist(), logprobs[places, :, : 1 + count].tolist(), ranks, strict=True)
-        for place, parts in zip(places.tolist(), lists, strict=True):
-            found[place] = list(map(TokenLogprobs, *parts))
+        columns = zip(_rows(ids), _rows(logprobs[places, :, : 1 + count]), _rows(told[places, :, 0]), strict=True)
+        for place, parts in zip(places.tolist(), columns, strict=True):
+            found[place] = LogprobColumns(*parts)
     return found
+
+
+def _rows(values: NDArray[Any]) -> list[bytes]:
+    """The bytes of each row."""
+    data, size = values.tobytes(), values[0].nbytes
+    return [data[i : i + size] for i in range(0, len(data), size)]
 
 
 def to_entries(token_ids: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> list[TokenLogprobs]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quire.config import EngineConfig
-from quire.core.batch import Batch, SequenceResult, StepResult
+from quire.core.batch import Batch, LogprobColumns, SequenceResult, StepResult
 from quire.core.outputs import NO_TOKEN_ALLOWED_ERROR, NOT_FINITE_ERROR
 from quire.hf_config import HfConfig
 from quire.layers.build import Build
@@ -31,7 +31,7 @@ from quire.runner.flight import ALL_FORBIDDEN, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.grammars import Grammars
 from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
-from quire.runner.logprobs import entries_of
+from quire.runner.logprobs import columns_of
 from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
 from quire.runner.mixed_steps import MixedSteps
 from quire.runner.prepare import InputBuffers, StepInputs, narrows, prepare
@@ -319,7 +319,7 @@ class ModelRunner:
         places = np.flatnonzero(step.samples).tolist()
         for place, entry in zip(places, self.sampler.logprobs(sampled, step.rows[places], arrays), strict=True):
             if entry is not None and results[place].error is None:
-                results[place] = replace(results[place], logprobs=[entry])
+                results[place] = replace(results[place], logprobs=LogprobColumns.of([entry]))
 
     def _log_capacity(self) -> None:
         name = "CPU" if self.config.device == "cpu" else "GPU"
@@ -335,16 +335,16 @@ def results_of(flight: Flight, tokens: NDArray[np.int32], failed: NDArray[np.boo
         flight.batch.scheduled,
         tokens.T.tolist(),
         failed.tolist(),
-        entries_of(tokens, flight.scores, flight.num_logprobs),
+        columns_of(tokens, flight.scores, flight.num_logprobs),
         strict=True,
     )
     many, results = flight.batch.decode_steps, []
-    for s, column, bad, entries in rows:
+    for s, column, bad, logprobs in rows:
         if bad:
             results.append(SequenceResult(s.seq_id, [], error=NOT_FINITE_ERROR))
             continue
         count = s.num_new_tokens if many else int(column[0] >= 0)
-        results.append(SequenceResult(s.seq_id, column[:count], None if entries is None else entries[:count]))
+        results.append(SequenceResult(s.seq_id, column[:count], None if logprobs is None else logprobs.first(count)))
     return results
 
 
