@@ -1,6 +1,7 @@
 """The head start leaves the process as it was, touches no GPU that was not asked for, and never fails a start."""
 
 import gc
+import os
 import sys
 import threading
 
@@ -14,7 +15,7 @@ class Driver:
     """Counts what it is asked for."""
 
     def __init__(self) -> None:
-        self.calls = []
+        self.calls, self.compilers = [], []
 
     def __getattr__(self, name):
         def call(*_):
@@ -29,6 +30,8 @@ def driver(monkeypatch):
     found = Driver()
     monkeypatch.setattr(module, "_driver", lambda: found)
     monkeypatch.setattr(module, "_prepare_triton", lambda: found.calls.append("triton"))
+    monkeypatch.setattr(module.compilers, "start", lambda: found.compilers.append("started"))
+    monkeypatch.setattr(module.compilers, "drop", lambda: found.compilers.append("dropped"))
     return found
 
 
@@ -68,6 +71,28 @@ def test_a_context_is_made_only_where_a_gpu_may_be_used(driver, device, calls):
         pass
     done()
     assert sorted(driver.calls) == calls
+
+
+def test_compilers_get_ready_where_there_is_a_gpu_and_stay_for_an_engine_that_is_made_later(driver, monkeypatch):
+    with head_start("auto"):
+        assert driver.compilers == ["started"]
+    assert driver.compilers == ["started", "dropped"], "what was made inside has taken it"
+    driver.compilers.clear()
+    with head_start(None):
+        pass
+    assert driver.compilers == ["started"]
+    driver.compilers.clear()
+    with pytest.raises(KeyError), head_start("cuda"):
+        raise KeyError
+    assert driver.compilers == ["started", "dropped"]
+    driver.compilers.clear()
+    with head_start("cpu"):
+        pass
+    assert "started" not in driver.compilers
+    monkeypatch.setattr(module.compilers, "start", lambda: os.execv("/no such program", ["x"]))
+    with head_start("cuda"):
+        pass
+    done()
 
 
 def test_what_fails_beside_is_left_to_who_needs_it(driver, monkeypatch, capsys):

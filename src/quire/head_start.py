@@ -1,7 +1,8 @@
 """A head start for an engine: what its start needs besides torch is done beside torch's import, which keeps one core busy for seconds.
 
 On a machine with an NVIDIA driver, one thread makes the device's context and another imports Triton and computes the key of its cache
-(a hash over all of it). The garbage collector rests meanwhile: it would go through torch's many lasting objects again and again.
+(a hash over all of it), and a process gets ready to compile kernels (quire.compilers). The garbage collector rests meanwhile: it
+would go through torch's many lasting objects again and again; and bytecode that the installation lacks is taken from our cache.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import importlib
 import threading
 from collections.abc import Callable, Iterator
 
+from quire import bytecode, compilers
+
 
 @contextlib.contextmanager
 def head_start(device: str | None) -> Iterator[None]:
@@ -18,18 +21,28 @@ def head_start(device: str | None) -> Iterator[None]:
 
     device  as in EngineArgs: for "cpu" nothing of a GPU is touched. None: not known yet, so no context is made
     """
-    driver = None if device == "cpu" else _driver()
-    if driver is not None:
-        _beside(_prepare_triton)
-        if device is not None:
-            _beside(lambda: _make_context(driver))
     collecting = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with bytecode.kept_apart():
+            _begin(device)
+            yield
     finally:
         if collecting:
             gc.enable()
+        if device is not None:  # what was made here has taken it, or failed
+            compilers.drop()
+
+
+def _begin(device: str | None) -> None:
+    driver = None if device == "cpu" else _driver()
+    if driver is None:
+        return
+    with contextlib.suppress(OSError):
+        compilers.start()
+    _beside(_prepare_triton)
+    if device is not None:
+        _beside(lambda: _make_context(driver))
 
 
 def _beside(work: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -18,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import shapes  # noqa: E402
 
 from quire.backends.triton import _ahead  # noqa: E402
+from quire.compilers import Compilers  # noqa: E402
 from quire.config import EngineConfig  # noqa: E402
 from quire.hf_config import HfConfig  # noqa: E402
 from quire.models.registry import find_model  # noqa: E402
 from quire.ops import registry  # noqa: E402
-from quire.ops.ahead import ahead  # noqa: E402
+from quire.ops.ahead import Job, ahead  # noqa: E402
 from quire.platform.cpu import CpuPlatform  # noqa: E402
-from quire.runner.ahead import DrySteps  # noqa: E402
+from quire.runner.ahead import DrySteps, Need  # noqa: E402
+
+NUM_APART = 4  # kernels that are given to another process
 
 
 class H200:
@@ -38,6 +42,20 @@ class H200:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+def compiled_apart(jobs: list[Job], make: Any) -> list[str]:
+    """Kernels that another process compiled and this one found: name, whether Triton took it from its cache."""
+    heard: list[dict[str, Any]] = []
+    triton.knobs.compilation.listener = lambda **said: heard.append(said)
+    _ahead._compile = make
+    other = Compilers()
+    answers = [other.ask(job.request or {}) for job in jobs]
+    for job, answer in zip(jobs, answers, strict=True):
+        if other.wait(answer):
+            job.load()
+    other.close()
+    return [f"{said['src'].fn.__name__} {said['cache_hit']}" for said in heard]
 
 
 def main() -> None:
@@ -66,9 +84,9 @@ def main() -> None:
     asked: list[Any] = []
     steps = DrySteps(model, model.Config.from_hf(hf), ops, config, CpuPlatform())
     with torch.inference_mode(), collect(asked.append):
-        for is_first, step in steps:
+        for need, step in steps:
             step()
-            jobs["first" if is_first else "later"] += asked
+            jobs["later" if need is Need.LATER else "first"] += asked
             asked.clear()
     found: dict[str, list[str]] = {"first": [], "later": [], "compiled": [], "again": []}
     make = _ahead._compile
@@ -83,13 +101,14 @@ def main() -> None:
     _ahead._compile = compile_one
     for part in list(jobs):
         for job in jobs[part]:
-            job()
+            job.load()
     with torch.inference_mode(), collect(asked.append):
         for _, step in steps:
             step()  # a launch of a kernel that is there now would fail
     sys.argv[1:], part = [], "again"
     for job in asked:
-        job()
+        job.load()
+    found["apart"] = compiled_apart(jobs["first"][:NUM_APART], make)
     print(json.dumps(found))
 
 

@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from quire import LLM, SamplingParams
 from quire.ops import registry
-from quire.ops.ahead import ahead
+from quire.ops.ahead import Job, ahead
 from quire.runner import ahead as ahead_module
-from quire.runner.ahead import DrySteps, KernelsAhead
+from quire.runner.ahead import DrySteps, KernelsAhead, Need
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,9 @@ def test_the_kernels_of_the_first_steps_are_found_and_compile(tmp_path):
     assert any("greedy" in name for name in first) and any("norm" in name for name in first), first
     assert any("draw" in name for name in found["later"]), "sampling comes after the first token"
     assert found["compiled"] == ["take_tokens_kernel True True"], "it is where its first launch looks for it"
+    assert found["apart"] == [f"{name} True" for name in first[:4]], (
+        "what another process compiled is what this one looks for"
+    )
     again = found["again"]
     assert "take_tokens_kernel" not in again, "what there is, is neither compiled nor launched"
     assert sorted(again) == sorted(name for name in first + found["later"] if name != "take_tokens_kernel")
@@ -79,12 +83,87 @@ def test_the_first_tokens_kernels_are_there_after_waiting_and_others_are_not_beg
         yield
 
     takes = []
-    steps = [(True, lambda: takes[0](jobs[0])), (False, lambda: takes[0](jobs[1])), (True, lambda: takes[0](jobs[2]))]
+    steps = [
+        (first, partial(lambda job: takes[0](Job(job)), job))
+        for first, job in zip((Need.NOW, Need.LATER, Need.NOW), jobs, strict=True)
+    ]
     text = gone_through(steps, caplog, collect)
     assert sorted(done) == ["a", "b"] and "2 kernels compiled" in text
     over.set()
     assert begun.wait(10), "the rest follows"
     assert any(getattr(record, "phase", "").startswith("kernels") for record in caplog.records)
+
+
+class Apart:
+    """Stands for the compiling process: compiles what it likes."""
+
+    def __init__(self, likes):
+        self.likes, self.asked, self.closed = likes, [], threading.Event()
+
+    def ask(self, request):
+        self.asked.append(request["name"])
+        return request["name"] in self.likes
+
+    def wait(self, answer):
+        return answer
+
+    def close(self):
+        self.closed.set()
+
+
+def test_another_process_is_asked_at_once_and_its_failures_are_made_good_here(monkeypatch):
+    monkeypatch.setattr(ahead_module, "LATER_SECONDS", 0.01)
+    apart, loaded, takes, later = Apart(likes=["a", "c"]), [], [], threading.Event()
+
+    @contextmanager
+    def collect(take):
+        takes.append(take)
+        yield
+
+    def step(name, request):
+        takes[0](Job(lambda: later.set() if name == "c" else loaded.append(name), request))
+
+    names = {"a": Need.NOW, "b": Need.NOW, "c": Need.LATER, "d": Need.NOW}
+    steps = [(first, partial(step, name, None if name == "d" else {"name": name})) for name, first in names.items()]
+    with KernelsAhead(steps, collect, apart) as kernels:
+        kernels.let_go()
+        assert apart.asked == ["a", "b"], "what comes later would hold these up; and d cannot be asked for"
+    assert apart.asked == ["a", "b", "c"]
+    assert sorted(loaded) == ["a", "b", "d"] and not apart.closed.is_set()
+    assert later.wait(10) and apart.closed.wait(10)
+
+
+def test_the_second_tokens_kernels_begin_at_once_and_are_not_waited_for(caplog):
+    takes, begun, over = [], threading.Event(), threading.Event()
+
+    @contextmanager
+    def collect(take):
+        takes.append(take)
+        yield
+
+    def slow():
+        begun.set()
+        assert over.wait(10)
+
+    def first():
+        assert begun.wait(10), "it was asked for before"
+
+    apart = Apart(likes=[])
+    with KernelsAhead(
+        [(Need.SOON, lambda: takes[0](Job(slow))), (Need.NOW, lambda: takes[0](Job(first)))], collect, apart
+    ):
+        pass
+    assert begun.is_set() and not apart.closed.is_set()
+    over.set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_other_process_is_closed_when_nothing_is_left_to_do(fails):
+    apart = Apart(likes=[])
+    with suppress(KeyError), KernelsAhead((), nothing, apart):
+        if fails:
+            raise KeyError
+    assert apart.closed.is_set()
 
 
 def test_what_cannot_be_compiled_or_gone_through_is_told_and_no_more(caplog):
@@ -97,9 +176,11 @@ def test_what_cannot_be_compiled_or_gone_through_is_told_and_no_more(caplog):
         yield
 
     takes = []
-    assert "compiled ahead: no such instruction" in gone_through([(True, lambda: takes[0](broken))], caplog, collect)
+    assert "compiled ahead: no such instruction" in gone_through(
+        [(Need.NOW, lambda: takes[0](Job(broken)))], caplog, collect
+    )
     caplog.clear()
-    assert "compiled when they are needed" in gone_through([(True, broken)], caplog)
+    assert "compiled when they are needed" in gone_through([(Need.NOW, broken)], caplog)
 
 
 def test_pythons_turns_are_as_before_also_after_a_failure():

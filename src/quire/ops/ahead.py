@@ -1,18 +1,31 @@
 """What a call of an operator needs compiled, without the call being made.
 
 A backend that compiles kernels has a module `_ahead` with `collect(take)`, a context manager: inside it, operators that this thread
-calls launch nothing, and give `take` each kernel they call for, as something that compiles and loads it.
+calls launch nothing, and give `take` each kernel they call for, as a Job.
 """
 
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
 from quire.ops.registry import Choice, Ops, specs
 
-Job = Callable[[], None]
+
+@dataclass(frozen=True)
+class Job:
+    """A kernel to be compiled.
+
+    load     compiles it, unless that has been done and kept on disk, and loads it
+    request  what another process needs to know to compile it and keep it there (see quire.compilers); None = `load` does it as well
+    """
+
+    load: Callable[[], object]
+    request: dict[str, Any] | None = None
+
+
 Collect = Callable[[Callable[[Job], None]], AbstractContextManager[None]]
 
 

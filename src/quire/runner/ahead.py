@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
@@ -19,6 +20,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from quire import compilers
+from quire.compilers import Answer, Compilers
 from quire.config import EngineConfig
 from quire.layers.build import Build
 from quire.layers.decoder import DecoderConfig
@@ -35,8 +38,23 @@ from quire.runner.whole_step import WholeStep, decode_likeliest, decode_logits
 
 logger = logging.getLogger(__name__)
 
-Steps = Iterable[tuple[bool, Callable[[], Any]]]
+
+class Need(Enum):
+    """When a step's kernels are needed.
+
+    NOW    for the first token: a start waits for them
+    SOON   for the second: compiled at the same time, and not waited for
+    LATER  after these, which would wait for them
+    """
+
+    NOW = 0
+    SOON = 1
+    LATER = 2
+
+
+Steps = Iterable[tuple[Need, Callable[[], Any]]]
 NUM_COMPILERS = 8
+NUM_WAITING = 32  # for kernels that other processes compile
 NUM_LATER_COMPILERS = 2
 LATER_SECONDS = 2.0  # after the start: compilers would hold the interpreter while the first steps are made
 SWITCH_SECONDS = (
@@ -48,20 +66,24 @@ DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the
 
 
 class KernelsAhead:
-    """A context manager: inside it kernels are compiled in other threads. It ends when what the first token needs is there; the rest
-    follows, a little later.
+    """A context manager: inside it kernels are compiled, by another process or in other threads. It ends when what the first token
+    needs is there; the rest follows.
 
-    steps    (is it one of the first token's, a call), in the order in which they will be needed
-    collect  what to go through them inside: it says what they would launch
+    steps      (when its kernels are needed, a call), in the order in which compiling shall begin
+    collect    what to go through them inside: it says what they would launch
+    compilers  a process that compiles, for this one; closed when all is done. None = all is compiled here
     """
 
-    def __init__(self, steps: Steps, collect: Collect) -> None:
+    def __init__(self, steps: Steps, collect: Collect, compilers: Compilers | None = None) -> None:
         self._steps = steps
         self._collect = collect
-        self._pool = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile")
-        self._first: list[Future[None]] = []  # what the first token needs
-        self._later: list[Job] = []  # begun after these, which would wait for them: compilers share the interpreter
-        self._is_first = True
+        self._pool = ThreadPoolExecutor(
+            NUM_COMPILERS if compilers is None else NUM_WAITING, thread_name_prefix="compile"
+        )
+        self._compilers = compilers
+        self._begun: dict[Need, list[Future[None]]] = {Need.NOW: [], Need.SOON: []}
+        self._later: list[Job] = []
+        self._need = Need.NOW
         self._thread = threading.Thread(target=self._run, name="compile-ahead")
 
     @classmethod
@@ -77,8 +99,9 @@ class KernelsAhead:
         """For the model of `module` (its Config and Model); nothing is done where no backend compiles."""
         found = ahead(ops, choices)
         if found is None:
+            compilers.drop()
             return cls((), lambda take: nullcontext())
-        return cls(DrySteps(module, sizes, found[0], config, platform), found[1])
+        return cls(DrySteps(module, sizes, found[0], config, platform), found[1], compilers.take())
 
     def __enter__(self) -> "KernelsAhead":
         self._started = time.perf_counter()
@@ -95,48 +118,71 @@ class KernelsAhead:
         """What could not be compiled is left to its first launch."""
         before = time.perf_counter()
         self._thread.join()
-        for job in self._first:
+        now_needed = self._begun[Need.NOW]
+        for job in now_needed:
             if failure := job.exception():
                 logger.warning("a kernel could not be compiled ahead: %s", failure)
         self._pool.shutdown(wait=False)
-        if error is None and self._later:
-            timer = threading.Timer(LATER_SECONDS, self._begin_later)
-            timer.daemon = True  # a process that ends before needs none of it
-            timer.start()
+        self._end_soon(error)
         sys.setswitchinterval(self._turns)
         now = time.perf_counter()
-        if self._first:
+        if now_needed:
             total, waited = now - self._started, now - before
             logger.info(
-                "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", len(self._first), total, waited,
+                "%d kernels compiled or loaded in %.2f s, of which %.2f s were waited for", len(now_needed), total, waited,
                 extra={"phase": "kernels, beyond all that went on meanwhile", "seconds": waited},
             )  # fmt: skip
 
-    def _begin_later(self) -> None:
+    def _end_soon(self, error: type[BaseException] | None) -> None:
+        """What is left is done beside the first steps, if there will be any."""
+        if error is None and (self._later or self._begun[Need.SOON]):
+            asked = [(job, self._ask(job)) for job in self._later]
+            timer = threading.Timer(LATER_SECONDS, self._load_later, [asked])
+            timer.daemon = True  # a process that ends before needs none of it
+            timer.start()
+        elif self._compilers is not None:
+            self._compilers.close()
+
+    def _load_later(self, asked: list[tuple[Job, Answer | None]]) -> None:
+        wait(self._begun[Need.SOON])
         pool = ThreadPoolExecutor(NUM_LATER_COMPILERS, thread_name_prefix="compile-later")
         with suppress(RuntimeError):  # the process is ending
-            for job in self._later:
-                pool.submit(job)
+            for job, answer in asked:
+                self._wait(answer)
+                pool.submit(job.load)
         pool.shutdown(wait=False)
+        if self._compilers is not None:
+            self._compilers.close()
+
+    def _ask(self, job: Job) -> Answer | None:
+        return None if self._compilers is None or job.request is None else self._compilers.ask(job.request)
+
+    def _finish(self, job: Job, answer: Answer | None) -> None:
+        self._wait(answer)
+        job.load()
+
+    def _wait(self, answer: Answer | None) -> None:
+        if self._compilers is not None and answer is not None:
+            self._compilers.wait(answer)
 
     def _run(self) -> None:
         try:
             with torch.inference_mode(), self._collect(self._take):
-                for is_first, step in self._steps:
-                    self._is_first = is_first
+                for need, step in self._steps:
+                    self._need = need
                     step()
         except Exception:
             logger.warning("kernels are compiled when they are needed, not ahead", exc_info=True)
 
     def _take(self, job: Job) -> None:
-        if self._is_first:
-            self._first.append(self._pool.submit(job))
-        else:
+        if self._need is Need.LATER:
             self._later.append(job)
+        else:
+            self._begun[self._need].append(self._pool.submit(self._finish, job, self._ask(job)))
 
 
 class DrySteps:
-    """The steps of a model of one layer, those of the first token ahead of the others: (is it one of them, a call)."""
+    """The steps of a model of one layer: (when its kernels are needed, a call)."""
 
     def __init__(
         self, module: ModuleType, sizes: DecoderConfig, ops: Ops, config: EngineConfig, platform: Platform
@@ -144,7 +190,7 @@ class DrySteps:
         self.config, self.ops, self.module, self.platform = config, ops, cast(Any, module), platform
         self.sizes = replace(sizes, num_layers=1)
 
-    def __iter__(self) -> Iterator[tuple[bool, Callable[[], Any]]]:
+    def __iter__(self) -> Iterator[tuple[Need, Callable[[], Any]]]:
         c, dtype, device = self.config, getattr(torch, self.config.dtype), self.platform.device()
         shape = (2, NUM_BLOCKS, c.block_size, self.sizes.num_kv_heads, self.sizes.head_dim)
         kv_caches = [torch.zeros(shape, dtype=dtype, device=device)]
@@ -170,12 +216,12 @@ class DrySteps:
             loop._work(size)
 
         sizes = [s for s in PROMPT_STEPS if s[0] <= c.max_num_batched_tokens and s[1] <= c.max_num_seqs]
-        yield True, partial(decode, 1)  # ahead of the prompt, whose matrix products have a library to load first
-        yield from ((True, partial(prompts, size)) for size in sizes[:1])
-        yield from ((False, partial(prompts, size)) for size in sizes[1:])
-        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
+        yield Need.SOON, partial(decode, 1)  # ahead of the prompt: its kernel takes longest
+        yield from ((Need.NOW, partial(prompts, size)) for size in sizes[:1])
+        yield from ((Need.LATER, partial(prompts, size)) for size in sizes[1:])
+        yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
         loop.manner = DRAWING
-        yield from ((False, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
+        yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
 
 
 def _lend_memory(model: nn.Module, device: torch.device) -> None:

@@ -104,7 +104,7 @@ def test_going_through_steps_compiles_and_launches_nothing(compiled: list[dict[s
         logits = decode_step.run(net, step(net, 2))
     assert logits is not None and logits.shape == (2, 1000) and not _ahead.is_collecting() and not compiled
     for job in jobs:
-        job()
+        job.load()
     # A model of one layer stands for the whole one: what is compiled for it must be what the whole one will ask for.
     whole = decoder(layers=24)
     assert compiled == [decode_step.macros_of(whole, step(whole, 2))]

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Job = Callable[[], None]
+from quire.ops.ahead import Job
 
 
 class _Here(threading.local):
@@ -18,7 +18,7 @@ _here = _Here()
 
 @contextmanager
 def collect(take: Callable[[Job], None]) -> Iterator[None]:
-    """Kernels that this thread calls for are given to `take`, as something that compiles them; none is launched."""
+    """Kernels that this thread calls for are given to `take`; none is launched."""
     _here.take = take
     try:
         yield
@@ -34,4 +34,4 @@ def is_collecting() -> bool:
 def take(job: Callable[[], object]) -> None:
     """Hands over what compiles a kernel."""
     if _here.take is not None:
-        _here.take(lambda: (job(), None)[1])
+        _here.take(Job(job))

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +16,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 KERNELS = Path(__file__).parent / "kernels"
+_locks: dict[str, threading.Lock] = {}  # of kernels, by their keys
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quire" / "kernels"
 
 
@@ -48,13 +50,14 @@ def compile_kernel(source: str, macros: Mapping[str, str | int], architecture: s
     text = (KERNELS / source).read_bytes()
     key = hashlib.sha256(repr((_version(), options, text, headers)).encode()).hexdigest()
     kept = CACHE / f"{key}.cubin"
-    if kept.is_file():
-        return kept.read_bytes()
-    start = time.perf_counter()
-    image = _compile(source, text, headers, options)
-    logger.info("Compiled %s in %.2f seconds", source, time.perf_counter() - start)
-    _keep(kept, image)
-    return image
+    with _locks.setdefault(key, threading.Lock()):  # who comes while it is being compiled waits, and finds it
+        if kept.is_file():
+            return kept.read_bytes()
+        start = time.perf_counter()
+        image = _compile(source, text, headers, options)
+        logger.info("Compiled %s in %.2f seconds", source, time.perf_counter() - start)
+        _keep(kept, image)
+        return image
 
 
 def _version() -> tuple[int, int]:

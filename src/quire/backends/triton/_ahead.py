@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Job = Callable[[], None]
+from quire.ops.ahead import Job
+
 _one_at_a_time = threading.Lock()
 
 
 @contextmanager
 def collect(take: Callable[[Job], None]) -> Iterator[None]:
-    """Kernels that this thread calls for are given to `take`, each once, as something that compiles and loads it; none is launched,
-    not even one that was compiled long ago. Other threads launch as ever, and find what has been compiled."""
+    """Kernels that this thread calls for are given to `take`, each once; none is launched, not even one that was compiled long ago.
+    Other threads launch as ever, and find what has been compiled."""
     from triton import knobs  # type: ignore[import-untyped]  # it has no stubs
     from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
 
@@ -28,7 +29,7 @@ def collect(take: Callable[[Job], None]) -> Iterator[None]:
             return False
         if (fn.module, fn.name, key) not in seen:
             seen.add((fn.module, fn.name, key))
-            take(lambda: _compile(fn.jit_function, key, compile))
+            take(Job(lambda: _compile(fn.jit_function, key, compile), _request(fn.jit_function, compile)))
         return True
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
@@ -41,6 +42,17 @@ def collect(take: Callable[[Job], None]) -> Iterator[None]:
             yield
         finally:
             JITFunction.run, knobs.runtime.jit_cache_hook = launch, before
+
+
+def _request(function: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """For _compile_apart.compile."""
+    target = function.device_caches[asked["device"]][2]
+    return {
+        "module": function.module,
+        "function": function.__name__,
+        "asked": asked["specialization_data"],
+        "target": [target.backend, target.arch, target.warp_size],
+    }
 
 
 def _compile(function: Any, key: Any, asked: dict[str, Any]) -> None:
