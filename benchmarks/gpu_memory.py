@@ -3,6 +3,7 @@
 python benchmarks/gpu_memory.py [--out FILE.json]        ten models and flags: planned and measured peak under every kind of load
 python benchmarks/gpu_memory.py --sweep [--seconds N]    models x lengths x shares x sequences: each starts and carries a full load,
                                                          or refuses with the arithmetic; nothing else may happen
+python benchmarks/gpu_memory.py --held                   how much of the KV cache holds tokens while more requests wait than fit
 """
 
 import argparse
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import shapes
@@ -48,6 +50,7 @@ LOADS: list[tuple[str, dict[str, Any]]] = [
     ("all sampling", {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1, "frequency_penalty": 0.1}),
     ("logprobs", {"temperature": 0.0, "logprobs": 5}),
 ]  # fmt: skip
+HELD_BLOCKS = 8192  # of 16 tokens: some 350 of the chats fit
 SHARES = (1.0, 0.12, 0.95, 0.105, 0.14, 0.02, 0.2, 0.5)  # full devices and those where a model just fits come first
 SWEEP = [(m, s, n, k) for s, m, n, k in itertools.product(SHARES, ("7b", "0.5b", "1.5b"), (512, 32_768), (None, 8))]
 
@@ -97,14 +100,15 @@ def run(llm: LLM, rng: Any, lengths: list[int], num_out: int, **sampling: Any) -
     return sum(len(o.outputs[0].token_ids) != num_out for o in llm.generate(inputs, params, use_tqdm=False))
 
 
-def full_load(llm: LLM) -> int:
-    """The longest steps and the most sequences that there can be, sampled in every way. Gives the number of failed requests."""
+def full_load(llm: LLM, length: int = 64) -> int:
+    """The longest steps and the most sequences that there can be, with prompts of `length`, sampled in every way. Gives the number of
+    failed requests."""
     config, rng = llm.llm_engine.config, shapes.np.random.default_rng(0)
-    length = min(config.max_num_batched_tokens // 2, config.max_model_len - 8)
-    failed = run(llm, rng, [length] * max(3, -(-2 * config.max_num_batched_tokens // length)), 1, temperature=0.0)
+    longest = min(config.max_num_batched_tokens // 2, config.max_model_len - 8)
+    failed = run(llm, rng, [longest] * max(3, -(-config.max_num_batched_tokens // longest) + 1), 1, temperature=0.0)
     for _, sampling in LOADS:
-        failed += run(llm, rng, [64] * config.max_num_seqs, 6, **sampling)
-    return failed + run(llm, rng, [min(300, length), 17], 3, temperature=0.0, prompt_logprobs=2)
+        failed += run(llm, rng, [length] * config.max_num_seqs, 6, **sampling)
+    return failed + run(llm, rng, [min(300, longest), 17], 3, temperature=0.0, prompt_logprobs=2)
 
 
 def plans(folder: str) -> Iterator[dict[str, Any]]:
@@ -130,19 +134,47 @@ def plans(folder: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def sweep(folder: str, seconds: float) -> None:
+def held(folder: str) -> dict[str, Any]:
+    """A row: of the KV cache, the share that holds tokens of running requests, at each step while others wait."""
+    lengths, outputs = shapes.chat_lengths(2000)
+    rng, found = shapes.np.random.default_rng(0), []
+    inputs = [{"prompt_token_ids": shapes.random_ids(rng, n)} for n in lengths]
+    params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False) for n in outputs]
+    with engine("0.5b", folder, max_model_len=4096, num_gpu_blocks_override=HELD_BLOCKS) as llm:
+        inner = llm.llm_engine.engine
+        scheduler, commit = inner.scheduler, inner.scheduler.commit
+
+        def watched(batch: Any, result: Any) -> Any:
+            outputs = commit(batch, result)
+            if scheduler.stats().waiting:
+                tokens = sum(s.num_computed_tokens for s in scheduler._running.values())
+                found.append(tokens / inner.runner.plan.kv_tokens)
+            return outputs
+
+        scheduler.commit = watched
+        llm.generate(inputs, params, use_tqdm=False)
+        preempted = scheduler.stats().num_preemptions
+    quantiles = shapes.np.quantile(found, [0.05, 0.5, 0.95]).round(4).tolist()
+    return {"steps": len(found), "blocks": HELD_BLOCKS, "5%, median, 95%": quantiles, "preemptions": preempted}
+
+
+def sweep(folder: str, seconds: float) -> dict[str, Any]:
     """Prints what happened, and what should not have."""
     counts = {"started": 0, "refused": 0}
     wrong: list[Any] = []
+    begun = 0
     deadline = time.monotonic() + seconds
     for case in SWEEP:
         if time.monotonic() > deadline:
             break
+        begun += 1
         shape, share, length, seqs = case
-        start = time.monotonic()
+        start = started = loaded = time.monotonic()
         try:
             with engine(shape, folder, max_model_len=length, max_num_seqs=seqs, gpu_memory_utilization=share) as llm:
-                failed = full_load(llm)
+                started = time.monotonic()
+                failed = full_load(llm, 8)
+                loaded = time.monotonic()
             counts["started"] += 1
             wrong += [(case, f"{failed} requests failed")] if failed else []
         except MemoryPlanError as error:
@@ -150,8 +182,10 @@ def sweep(folder: str, seconds: float) -> None:
             wrong += [] if "To mend it" in str(error) else [(case, str(error))]
         except Exception as error:  # torch's out-of-memory among them: what the sweep is for
             wrong.append((case, f"{type(error).__name__}: {str(error)[:300]}"))
-        print(f"{case}: {time.monotonic() - start:.1f} s, {counts}, {len(wrong)} wrong", flush=True)
-    print(f"{sum(counts.values()) + len(wrong)} of {len(SWEEP)} cases: {counts}; wrong: {wrong or 'none'}", flush=True)
+        parts = started - start, loaded - started, time.monotonic() - loaded
+        print(f"{case}: {' + '.join(f'{s:.1f}' for s in parts)} s, {counts}, {len(wrong)} wrong", flush=True)
+    print(f"{begun} of {len(SWEEP)} cases: {counts}; wrong: {wrong or 'none'}", flush=True)
+    return {"cases": begun, "of": len(SWEEP), **counts, "wrong": [str(w) for w in wrong]}
 
 
 def main() -> None:
@@ -159,27 +193,39 @@ def main() -> None:
     parser.add_argument("--out", help="write the rows as JSON")
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--held", action="store_true")
     parser.add_argument("--seconds", type=float, default=600, help="of the sweep: no case begins later")
     options = parser.parse_args()
     ones = torch.ones(16, 16, device="cuda", dtype=torch.bfloat16)
     torch.mm(ones, ones)  # so that what the libraries take counts as taken before
     torch.cuda.synchronize()
     folder = tempfile.mkdtemp()
+    if options.held:
+        row = held(folder)
+        print(row, flush=True)
+        save(options, {"held": row})
     if options.sweep:
-        sweep(folder, options.seconds)
+        save(options, {"sweep": sweep(folder, options.seconds)})
+    if options.held or options.sweep:
         return
     rows = []
     for row in plans(folder):
         rows.append(row)
         print(row, flush=True)
-        if options.out:
-            machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-            head = {"machine": machine, "commit": options.commit, "date": time.strftime("%Y-%m-%d"), "what": __doc__}
-            with open(options.out, "w") as file:
-                json.dump({**head, "rows": rows}, file, indent=1)
-    print(
-        f"planned over measured: {min(r['planned_over_peak'] for r in rows)} to {max(r['planned_over_peak'] for r in rows)}"
-    )
+        save(options, {"rows": rows})
+    shares = [r["planned_over_peak"] for r in rows]
+    print(f"planned over measured: {min(shares)} to {max(shares)}")
+
+
+def save(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Writes --out, or adds to what it holds."""
+    if not options.out:
+        return
+    path = Path(options.out)
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    head = {"machine": machine, "commit": options.commit, "date": time.strftime("%Y-%m-%d"), "what": __doc__}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **head, **found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
