@@ -107,7 +107,7 @@ class EngineConfig:
     model_dir      local folder of the checkpoint
     model_name     what the user called it
     tokenizer_dir  local folder of the tokenizer; "" = the checkpoint's
-    max_num_tokens_beside_decoding  tokens of prompts in a step that decodes too
+    max_num_tokens_with_decoding  tokens computed in a step that decodes too
     """
 
     model_dir: str
@@ -131,4 +131,4 @@ class EngineConfig:
     max_num_queued_reqs: int | None = None
     hf_overrides: dict[str, Any] = field(default_factory=dict)
     tokenizer_dir: str = ""
-    max_num_tokens_beside_decoding: int = 2**31
+    max_num_tokens_with_decoding: int = 2**31

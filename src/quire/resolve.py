@@ -20,7 +20,8 @@ _SUFFIXES = {
 }
 _SUFFIXES["gb"] = 1000**3
 _BINARY_LENGTHS = {"k": 1024}  # "16k" of tokens means 16,384, as users of max_model_len expect
-SERVING_TOKENS_BESIDE_DECODING = 2048  # as efficient as larger chunks, and streams wait a quarter as long
+# As efficient as larger steps, and streams wait a quarter as long; the largest that is captured as a graph (runner/graphs.py).
+SERVING_TOKENS_WITH_DECODING = 2048
 LARGE_GPU_BYTES = 70 * 1024**3
 KNOWN_QUANTIZATIONS = ("awq", "gptq", "fp8", "squeezellm", "gguf", "bitsandbytes", "compressed-tensors")
 
@@ -90,7 +91,7 @@ def resolve(
         scheduling_policy=args.scheduling_policy,
         max_num_queued_reqs=args.max_num_queued_reqs,
         hf_overrides=args.hf_overrides or {},
-        max_num_tokens_beside_decoding=SERVING_TOKENS_BESIDE_DECODING if serving and large else tokens,
+        max_num_tokens_with_decoding=SERVING_TOKENS_WITH_DECODING if serving and large else tokens,
     )
     return config, chooser.decisions
 

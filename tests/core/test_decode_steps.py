@@ -172,7 +172,7 @@ def test_a_newcomer_joins_in_the_step_after_the_one_under_way() -> None:
 
 
 def test_chunks_are_short_while_others_decode() -> None:
-    h = harness(max_num_tokens_beside_decoding=5, max_num_seqs=3)
+    h = harness(max_num_tokens_with_decoding=6, max_num_seqs=3)
     h.add(greedy("a", [1] * 16, max_tokens=3))
     h.add(greedy("b", [2] * 22, max_tokens=9))
     found = []
@@ -182,6 +182,17 @@ def test_chunks_are_short_while_others_decode() -> None:
         h.schedule_ahead()
         h.commit()
     assert found == [[(0, 16)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(1, 12)], [(1, 4)]]
+    h.drain()
+
+
+def test_prompts_go_on_however_many_decode() -> None:
+    h = harness(max_num_tokens_with_decoding=4, max_num_seqs=8)
+    for name in "abcde":
+        h.add(greedy(name, [ord(name)] * 3, max_tokens=9))
+    h.step()
+    h.add(greedy("long", [3] * 4, max_tokens=1))
+    h.schedule()
+    assert rows(h.batch) == [(i, 1) for i in range(5)] + [(5, 1)]
     h.drain()
 
 

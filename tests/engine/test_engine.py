@@ -140,7 +140,7 @@ def test_failures_during_chunks_preemption_and_sharing_change_nobodys_tokens():
         if len(rows) > 1 and rng.random() < 0.3:
             raise RuntimeError("out of memory")
 
-    engine = engine_for(num_blocks=30, fails=fails, max_num_batched_tokens=12, max_model_len=64)
+    engine = engine_for(num_blocks=24, fails=fails, max_num_batched_tokens=12, max_model_len=64)
     shared = [rng.randrange(VOCAB) for _ in range(20)]
     requests = [
         request(f"r{i}", shared[: rng.randrange(1, 20)] + [i], rng.randrange(1, 20), n=1 + i % 2) for i in range(30)

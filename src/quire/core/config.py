@@ -19,7 +19,7 @@ class SchedulerConfig:
     policy                   "fcfs": order of arrival; "priority": lower Request.priority first, then arrival
     enable_chunked_prefill   split long prompts over steps; without it a prompt is computed whole, alone if need be
     max_num_queued_reqs      requests that may wait beyond those for which a seat is free; None = no limit
-    max_num_tokens_beside_decoding  tokens of prompts in a step that decodes too: longer steps would keep those sequences waiting
+    max_num_tokens_with_decoding  tokens computed in a step that decodes too: longer steps would keep those sequences waiting
     max_decode_steps         decoding steps that the runner does in a row without a word from the host; 0 = it cannot
     Raises ConfigError naming the flag.
     """
@@ -33,7 +33,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     max_num_queued_reqs: int | None = None
-    max_num_tokens_beside_decoding: int = 2**31
+    max_num_tokens_with_decoding: int = 2**31
     max_decode_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class SchedulerConfig:
             "block_size",
             "max_num_seqs",
             "max_num_batched_tokens",
-            "max_num_tokens_beside_decoding",
+            "max_num_tokens_with_decoding",
             "max_model_len",
         )
         for name in names:
@@ -56,6 +56,10 @@ class SchedulerConfig:
             raise ConfigError(f"--scheduling-policy must be one of {', '.join(POLICIES)}, not {self.policy!r}")
         if self.max_num_queued_reqs is not None and self.max_num_queued_reqs < 0:
             raise ConfigError(f"--max-num-queued-reqs must be at least 0, not {self.max_num_queued_reqs}")
+
+    def tokens_beside(self, num_decoding: int) -> int:
+        """Tokens of prompts that a step may compute beside so many sequences that decode; some in any case, or prompts would wait for ever."""
+        return max(self.max_num_tokens_with_decoding - num_decoding, self.max_num_tokens_with_decoding // 4, 1)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -52,7 +53,7 @@ LEGACY_FIELDS: dict[str, LegacyField] = {
 def accepts_legacy(cls: type[T]) -> type[T]:
     """Class decorator: keyword arguments that are no field are checked by name, where a dataclass raises a bare TypeError."""
     init = cls.__init__
-    known = tuple(inspect.signature(cls).parameters)
+    known = dict.fromkeys(inspect.signature(cls).parameters)
 
     @functools.wraps(init)
     def checked_init(self: T, *args: Any, **kwargs: Any) -> None:
@@ -69,7 +70,7 @@ def accepts_legacy(cls: type[T]) -> type[T]:
     return cls
 
 
-def _refuse_legacy(unknown: dict[str, Any], known: tuple[str, ...], n: Any) -> None:
+def _refuse_legacy(unknown: dict[str, Any], known: Iterable[str], n: Any) -> None:
     """`n` is the value given for the field n: best_of equal to it asks for nothing more."""
     for name, value in unknown.items():
         field = LEGACY_FIELDS.get(name)

@@ -114,7 +114,12 @@ class SamplingParams:
 
     def clone(self, **changes: Any) -> "SamplingParams":
         """A validated copy with some fields changed."""
-        return replace(self, **changes)
+        if changes:
+            return replace(self, **changes)
+        copy = object.__new__(type(self))  # as replace does it, without looking at each field
+        copy.__dict__.update(self.__dict__)
+        copy.normalise()
+        return copy
 
 
 @dataclass

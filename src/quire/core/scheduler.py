@@ -324,7 +324,7 @@ class Scheduler:
                 else:
                     self._continue(sequence, 1, step)
         if step.rows:
-            step.budget = min(step.budget, self.config.max_num_tokens_beside_decoding)
+            step.budget = min(step.budget, self.config.tokens_beside(step.num_tokens))
         for sequence in chunks:
             num_new = min(len(sequence.token_ids) - sequence.num_computed_tokens, step.budget)
             if num_new and sequence.status is Status.RUNNING:

@@ -143,7 +143,7 @@ def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: in
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_tokens_beside_decoding=config.max_num_tokens_beside_decoding,
+        max_num_tokens_with_decoding=config.max_num_tokens_with_decoding,
         max_model_len=config.max_model_len,
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,

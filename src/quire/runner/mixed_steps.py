@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.core.batch import Batch
-from quire.ops.sample_tokens import Scores
+from quire.ops.sample_tokens import NUM_CONTROLS, Scores
 from quire.platform.base import Platform
 from quire.runner.device_sampler import DeviceSampler, make_scores, send_scores
 from quire.runner.flight import BATCHES_UNDER_WAY, NO_TOKEN, NOT_FINITE, Flight
@@ -44,8 +44,9 @@ class MixedSteps:
         self._sampler = sampler
         self._last_ids = last_ids
         device = platform.device()
-        self._to_device = ToDevice(device, 2 * BATCHES_UNDER_WAY)  # used twice a step
         self._num_rows, self._pinned = len(table.lives), device.type != "cpu"
+        room = (NUM_CONTROLS + 4) * (self._num_rows + 2)  # controls, and an index or a number a row
+        self._to_device = ToDevice(device, 2 * BATCHES_UNDER_WAY, room)  # used twice a step
         self._tokens = [self._host(1, self._num_rows) for _ in range(BATCHES_UNDER_WAY)]
         self._scores: list[dict[int, Scores]] = [{} for _ in range(BATCHES_UNDER_WAY)]
         self._turn = 0

@@ -14,10 +14,12 @@ class ToDevice:
     """Sends arrays of int64 and float64 to the device, all in one copy that nobody waits for.
 
     num_batches  calls of `send` whose copies may not have happened yet; each has a buffer of its own
+    room         words that most calls send, at most; more are sent too, but making room for them may wait for the device
     """
 
-    def __init__(self, device: torch.device, num_batches: int) -> None:
+    def __init__(self, device: torch.device, num_batches: int, room: int = 0) -> None:
         self._device = device
+        self._room = room
         self._buffers = [torch.zeros(0, dtype=torch.int64)] * num_batches
         self._turn = 0
 
@@ -41,7 +43,7 @@ class ToDevice:
         self._turn = (self._turn + 1) % len(self._buffers)
         if len(self._buffers[self._turn]) < size:
             pinned = self._device.type != "cpu"
-            self._buffers[self._turn] = torch.zeros(2 * size, dtype=torch.int64, pin_memory=pinned)
+            self._buffers[self._turn] = torch.zeros(max(2 * size, self._room), dtype=torch.int64, pin_memory=pinned)
         return self._buffers[self._turn][:size]
 
 
