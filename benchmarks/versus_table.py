@@ -145,11 +145,14 @@ def markdown(rows: list[Row]) -> str:
 
 
 def cell(row: Row) -> str:
-    peers = [row[p] for p in PEERS if row[p] is not None]
-    best = (max(peers) if row["unit"] in RATES else min(peers)) if peers else None
-    ratio = "" if row["ratio"] is None else f" = **{row['ratio']:.2f}x**"
+    """Ours · the peer's figure that the ratio is with = the ratio (ours of the floor)."""
+    shown_ratio = better = ""
+    if row["ratio"] is not None:
+        shown_ratio = f" = **{row['ratio']:.2f}x**"
+        if any(row[p] is not None for p in PEERS):
+            better = f" · {number(row[OURS] / row['ratio'] if row['unit'] in RATES else row[OURS] * row['ratio'])}"
     floor = "" if row["floor_share"] is None else f" ({100 * row['floor_share']:.0f} %)"
-    return number(row[OURS]) + ("" if best is None else f" · {number(best)}") + ratio + floor
+    return number(row[OURS]) + better + shown_ratio + floor
 
 
 def number(value: float | None) -> str:
