@@ -142,16 +142,19 @@ def held(folder: str) -> dict[str, Any]:
     params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False) for n in outputs]
     with engine("0.5b", folder, max_model_len=4096, num_gpu_blocks_override=HELD_BLOCKS) as llm:
         inner = llm.llm_engine.engine
-        scheduler, commit = inner.scheduler, inner.scheduler.commit
+        scheduler = inner.scheduler
 
-        def watched(batch: Any, result: Any) -> Any:
-            outputs = commit(batch, result)
-            if scheduler.stats().waiting:
-                tokens = sum(s.num_computed_tokens for s in scheduler._running.values())
-                found.append(tokens / inner.runner.plan.kv_tokens)
-            return outputs
+        def watched(schedule: Any) -> Any:
+            def look() -> Any:
+                batch = schedule()
+                if batch is not None and scheduler.stats().waiting:
+                    tokens = sum(s.num_computed_tokens for s in scheduler._running.values())
+                    found.append(tokens / inner.runner.plan.kv_tokens)
+                return batch
 
-        scheduler.commit = watched
+            return look
+
+        scheduler.schedule, scheduler.schedule_ahead = watched(scheduler.schedule), watched(scheduler.schedule_ahead)
         llm.generate(inputs, params, use_tqdm=False)
         preempted = scheduler.stats().num_preemptions
     quantiles = shapes.np.quantile(found, [0.05, 0.5, 0.95]).round(4).tolist()
