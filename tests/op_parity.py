@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from quire.ops.paged_attention import _random_batch
 def to_device(value: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """A copy of tensors, dataclasses of them and plain values on `device`; floating tensors become `dtype` when it is given."""
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{k: to_device(v, device, dtype) for k, v in vars(value).items()})
+        names = [f.name for f in fields(value) if f.init]
+        return replace(value, **{name: to_device(getattr(value, name), device, dtype) for name in names})
     if isinstance(value, list | tuple):
         return type(value)(to_device(v, device, dtype) for v in value)
     if isinstance(value, Tensor):

@@ -41,6 +41,9 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, fwd: ForwardBatch) -> Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq · D], or those of its rows that `kept` tells; gives q and k away."""
         kv = fwd.kv_caches[self.layer]
+        if self.rope is not None and not self._keeps_last_rows(fwd):
+            cos_sin = self.rope.cos_sin
+            return self.ops.rotary_attention(q, k, v, cos_sin, kv, fwd, self.scale, self.window).view(-1, self.out_size)
         if self.rope is None:
             self.ops.write_kv(k, v, kv, fwd.slot_mapping)
         else:

@@ -1,6 +1,7 @@
 """ForwardBatch: one step as tensors, the only argument besides ids and positions that a model's forward takes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class ForwardBatch:
     kv_caches        one [2, N, P, Hkv, D] tensor a layer: keys then values
     last_rows        [B] int64, the row of each sequence's last token (0 for padding), where hidden states of these alone are wanted, [B, H];
                      None = of all rows, [T, H]
+    plans            what operators have worked out about this step, for their calls in later layers; a step done again begins without
     """
 
     input_ids: Tensor
@@ -34,6 +36,7 @@ class ForwardBatch:
     max_seq_len: int
     kv_caches: list[Tensor]
     last_rows: Tensor | None = None
+    plans: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:

@@ -37,6 +37,7 @@ class Ops:
     rotary_write_kv: Callable[..., tuple[Tensor, Tensor]]
     write_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
+    rotary_attention: Callable[..., Tensor]
     greedy: Callable[..., Tensor]
     linear_greedy: Callable[..., Tensor]
     draw_tokens: Callable[..., Tensor]

@@ -147,7 +147,7 @@ class StepGraphs:
         self._outputs = ()
 
     def _work(self, batch: ForwardBatch) -> None:
-        results = self._forward(batch)
+        results = self._forward(replace(batch))  # without what operators have worked out when it was done before
         if not self._outputs:
             self._outputs = tuple(r.new_empty(rows, *r.shape[1:]) for r, rows in zip(results, self._most, strict=True))
         # One set of outputs for all sizes: each graph's own would stay allocated as long as the graph.

@@ -1,9 +1,9 @@
-"""paged_attention on Hopper GPUs: own kernel for prompts, Triton's for decoding rows and for all that it does not take."""
+"""paged_attention on Hopper GPUs: own kernels for prompts and for decoding rows, Triton's for all that they do not take."""
 
 import torch
 from torch import Tensor
 
-from quire.backends.cuda._prefill_attention import fits, prefill
+from quire.backends.cuda import _prefill_attention, _split_attention
 from quire.backends.cuda._product import why_not
 from quire.backends.triton import paged_attention
 from quire.backends.triton._split_keys import decode
@@ -18,10 +18,16 @@ def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0)
     """See quire.ops.paged_attention."""
     num_tokens, num_sequences = q.shape[0], fwd.num_sequences
     decode_only = fwd.max_query_len == 1 and num_tokens == num_sequences
-    if decode_only or not num_tokens or not num_sequences or not fits(q, kv, window):
+    if not num_tokens or not num_sequences:
+        return paged_attention.run(q, kv, fwd, scale, window)
+    splits = _split_attention.fits(q, kv, window)
+    if not (splits if decode_only else _prefill_attention.fits(q, kv, window)):
         return paged_attention.run(q, kv, fwd, scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    prefill(q, kv, fwd, scale, out)
-    if fwd.max_query_len == 1 or num_sequences > 1:
+    if not decode_only:
+        _prefill_attention.prefill(q, kv, fwd, scale, out)
+    if splits and (fwd.max_query_len == 1 or num_sequences > 1):
+        _split_attention.attend(q, kv, fwd, scale, out)
+    elif fwd.max_query_len == 1 or num_sequences > 1:
         decode(q, kv, fwd, scale, window, out)
     return out
