@@ -60,7 +60,7 @@ LATER_SECONDS = 2.0  # after the start: compilers would hold the interpreter whi
 SWITCH_SECONDS = (
     0.0005  # turns of threads while compiling: at Python's 5 ms, each call that lets others run waits for all of them
 )
-PROMPT_STEPS = ((16, 1), (128, 2))  # tokens, sequences
+PROMPT_STEPS = ((16, 1), (128, 2), (2048, 1))  # tokens, sequences
 NUM_BLOCKS = 4
 DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the same
 
