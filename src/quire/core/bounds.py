@@ -139,9 +139,13 @@ OFFLINE_ONLY = ("detokenize",)
 NULLABLE = frozenset(("seed", "max_tokens", "thinking_token_budget", "logprobs", "prompt_logprobs"))
 
 
+_NUMBERS = tuple((name, field) for name, field in SAMPLING.items() if field.kind in (INTEGER, NUMBER, BOOLEAN))
+
+
 def check_numbers(params: Any) -> None:
     """Every number and boolean of SamplingParams. Raises InvalidRequest."""
-    for name, field in SAMPLING.items():
-        value = getattr(params, name)
-        if field.kind in (INTEGER, NUMBER, BOOLEAN) and not (value is None and name in NULLABLE):
+    values, defaults = vars(params), vars(type(params))
+    for name, field in _NUMBERS:
+        value = values[name]
+        if value is not defaults.get(name) and not (value is None and name in NULLABLE):  # most are as they come
             field.check(name, value)
