@@ -41,7 +41,7 @@ class Walk:
         self.draw = random.Random(seed)
         self.profile = self.draw.choice((ANYTHING, CROWDED, CROWDED))
         self.greedy = self.draw.random() < 0.5
-        self.harness = Harness(self._config(), collide=self.draw.choice((None, None, 1, 5)))
+        self.harness = Harness(self._config())
         self.num_operations = 0
         self.events: list[tuple[int, Callable[[], None]]] = [
             (self.profile.add_weight, self.add), (1, self.abort), (1, self.abort_one), (2, self.preempt), (1, self.reset),

@@ -198,7 +198,7 @@ def canonical(harness: Harness) -> Hashable:
     for block_id, number in blocks.items():
         entry = scheduler.kv.cache._by_block.get(block_id) if scheduler.kv.cache is not None else None
         if entry is not None:
-            cached.append((number, entry.key, prefix(entry.parent), prefix(entry.prefix_id)))
+            cached.append((number, entry.key[1], prefix(entry.key[0]), prefix(entry.prefix_id)))
 
     def content(batch: Batch | None) -> Hashable:
         return batch and (

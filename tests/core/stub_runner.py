@@ -53,16 +53,6 @@ def fingerprints(token_ids: list[int]) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
-class Colliding:
-    """A block hash with few values, so that prefixes collide all the time."""
-
-    num_values: int
-
-    def __call__(self, parent_key: bytes, token_ids: list[int]) -> bytes:
-        return bytes([(sum(parent_key) + sum(token_ids)) % self.num_values])
-
-
 def config_of(block_size: int, num_usable: int, max_model_len: int, excess: int = 0, **options) -> SchedulerConfig:
     """A configuration whose model length fits the pool, as an engine sees to, or is too long for it by `excess` tokens."""
     longest = min(max_model_len, num_usable * block_size + 1) + excess
@@ -234,14 +224,12 @@ class Promise:
 class Harness:
     """Drives a scheduler with the stub runner and checks every promise after every event.
 
-    collide  None = SHA-256 in the prefix cache; k = a hash with k values
     batch   the oldest under way; ahead: the decoding steps that follow it
     owed    sequences that have not ended, by (request id, index)
     ended   how the others ended: a finish_reason, or "abort"
     """
 
     config: SchedulerConfig
-    collide: int | None = None
     scheduler: Scheduler = field(init=False)
     runner: StubRunner = field(init=False)
     requests: dict[str, Request] = field(default_factory=dict)
@@ -257,9 +245,6 @@ class Harness:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.config)
         self.runner = StubRunner(self.config)
-        if self.collide is not None and self.config.enable_prefix_caching:
-            colliding = PrefixCache(self.config.block_size, Colliding(self.collide))
-            self.scheduler.kv.cache = self.scheduler.pool._cache = colliding
 
     # ---- events ----
 
@@ -316,7 +301,6 @@ class Harness:
     def schedule_ahead(self) -> None:
         require(self.batch is not None, "the test asks for steps after none")
         self.ahead = self.ahead or self.scheduler.schedule_ahead()
-        self.scheduler.hash_ahead()
         self.salts |= {s.seq_id: s.request.cache_salt for s in self.running()}
         if self.ahead is not None:
             require(self.batch.unattended and self.ahead.unattended, "the host was not asked", self.batch, self.ahead)
@@ -487,13 +471,13 @@ class Harness:
 
     def _may_let_others_pass(self, sequence: Sequence) -> bool:
         """Whether a newcomer's prompt goes on, past what is cached of it, with a block that the step computes for another."""
-        if self.collide is not None:
-            return True  # the other's block may only look like it
-        if sequence.num_preemptions or sequence.prompt_logprobs is not None:
+        cache, size, newcomer = self.scheduler.kv.cache, self.config.block_size, sequence.token_ids[:-1]
+        if cache is None or sequence.num_preemptions or sequence.prompt_logprobs is not None:
             return False
-        size, newcomer = self.config.block_size, sequence.token_ids[:-1]
-        return self.config.enable_prefix_caching and any(
-            len(newcomer) >= (end := (other.num_confirmed_tokens // size + 1) * size)
+        found = PrefixCache.match(cache, sequence.prefix.root, newcomer, len(newcomer) // size)
+        num_cached = len(found) * size  # perhaps fewer than when the step was put together
+        return any(
+            num_cached < (end := (other.num_confirmed_tokens // size + 1) * size) <= len(newcomer)
             and other.num_computed_tokens >= end
             and other.token_ids[:end] == newcomer[:end]
             and other.request.cache_salt == sequence.request.cache_salt
@@ -518,7 +502,7 @@ class Harness:
 
 def replayed(old: Harness) -> Harness:
     """A new engine after the death of the old one: every live request comes again, with the tokens that its client has."""
-    new = Harness(replace(old.config, max_num_queued_reqs=None), old.collide)
+    new = Harness(replace(old.config, max_num_queued_reqs=None))
     new.requests = {id: r for id, r in old.requests.items() if all(key[0] != id for key in old.owed)}
     for id in sorted({id for id, _ in old.owed}, key=lambda id: int(id[1:])):
         request = old.requests[id]

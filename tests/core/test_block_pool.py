@@ -118,11 +118,15 @@ def null_block_cached(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Seque
 
 
 def cached_but_not_full(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
-    cache._by_block[a.block_ids[0]].token_ids.pop()
+    entry = cache._by_block[a.block_ids[0]]
+    short = entry._replace(key=(entry.key[0], entry.key[1][:-1]))
+    cache._by_block[a.block_ids[0]] = cache._by_key[short.key] = short
+    del cache._by_key[entry.key]
 
 
-def cached_under_another_hash(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
-    cache._by_block[a.block_ids[0]].token_ids[0] += 1
+def cached_under_another_key(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
+    entry = cache._by_key.pop(cache._by_block[a.block_ids[0]].key)
+    cache._by_key[entry.key[0], b"other"] = entry
 
 
 def cached_as_another_block(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
@@ -139,7 +143,7 @@ DAMAGES = [
     (lost_from_free_list, "free list is wrong"), (writable_and_shared, "can write to shared block"),
     (twice_in_a_table, "holds a block twice"), (null_block_held, "block 0 is in a block table"),
     (null_block_cached, "block 0 is cached"), (cached_but_not_full, "cached but not full"),
-    (cached_under_another_hash, "a key that is not its hash"), (cached_as_another_block, "is filed as block"),
+    (cached_under_another_key, "a key that is not its own"), (cached_as_another_block, "is filed as block"),
     (indexes_differ, "two indexes"),
 ]  # fmt: skip
 

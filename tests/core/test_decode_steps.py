@@ -110,20 +110,6 @@ def test_no_more_steps_than_tokens_may_come() -> None:
     assert (rows(h.batch), rows(h.ahead), h.ahead.decode_steps) == ([(0, 4)], [(0, 2)], 2)
 
 
-def test_a_prompts_blocks_are_hashed_while_it_is_computed() -> None:
-    h = harness()
-    h.add(greedy("a", [1] * 11, max_tokens=3))
-    h.schedule()
-    sequence = h.running()[0]
-    assert len(sequence.prefix.keys) == 1  # the look-up found nothing and went no further
-    h.schedule_ahead()
-    keys = list(sequence.prefix.keys)
-    assert len(keys) == 11 // h.scheduler.config.block_size > 1
-    h.commit()
-    assert sequence.prefix.keys == keys and sequence.prefix.num_blocks == len(keys)
-    h.drain()
-
-
 def test_steps_follow_before_the_tokens_are_known() -> None:
     h = decoding(harness(), "ab")
     h.schedule_ahead()

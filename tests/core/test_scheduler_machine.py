@@ -49,9 +49,9 @@ picks = st.integers(0, 50)
 class Machine(RuleBasedStateMachine):
     """Events come in any order; steps are split into schedule and commit so that the others fall between them."""
 
-    @initialize(config=configs, collide=st.sampled_from((None, 1, 5)))
-    def start(self, config, collide) -> None:
-        self.harness = Harness(config, collide)
+    @initialize(config=configs)
+    def start(self, config) -> None:
+        self.harness = Harness(config)
 
     @rule(prompt=prompts, params=params)
     def add(self, prompt, params) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from quire.core.block_pool import BlockPool
 from quire.core.config import SchedulerConfig
-from quire.core.prefix_cache import CachedPrefix, PrefixCache
+from quire.core.prefix_cache import CachedPrefix, Key, PrefixCache
 from quire.core.sequence import Sequence
 
 
@@ -28,29 +28,30 @@ class KVManager:
             return []  # prompt logprobs need every position computed
         # The last token is computed in any case: the logits come of it.
         max_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
-        return self.cache.match(sequence.prefix, sequence.token_ids, max_blocks)
+        return self.cache.match(sequence.prefix.root, sequence.token_ids, max_blocks)
 
-    def begun(self, sequences: Iterable[Sequence]) -> set[bytes]:
+    def begun(self, sequences: Iterable[Sequence]) -> set[Key]:
         """Keys of the blocks that come first in what steps under way compute of these sequences' prompts."""
-        size, keys = self._config.block_size, set[bytes]()
+        size, keys = self._config.block_size, set[Key]()
         if self.cache is None:
             return keys
         for s in sequences:
             if s.num_confirmed_tokens < min(
                 s.num_computed_tokens, len(s.token_ids) - 1
             ):  # of one that decodes they are unknown
-                num_blocks = s.prefix.num_blocks + 1
-                if num_blocks * size <= min(s.num_computed_tokens, len(s.token_ids)):
-                    self.cache.hash_ahead(s.prefix, s.token_ids, num_blocks)
-                    keys.add(s.prefix.keys[num_blocks - 1])
+                index = s.prefix.num_blocks
+                if (index + 1) * size <= min(s.num_computed_tokens, len(s.token_ids)):
+                    keys.add(self.cache.key(s.prefix.parent, s.token_ids, index))
         return keys
 
-    def is_begun(self, sequence: Sequence, found: list[CachedPrefix], begun: set[bytes]) -> bool:
+    def is_begun(self, sequence: Sequence, found: list[CachedPrefix], begun: set[Key]) -> bool:
         """Whether the block that the sequence would compute first, after those that `match` found, is among `begun`."""
-        if not begun or sequence.prompt_logprobs is not None:
+        index = len(found)
+        is_whole = index < (len(sequence.token_ids) - 1) // self._config.block_size
+        if self.cache is None or not begun or not is_whole or sequence.prompt_logprobs is not None:
             return False
-        is_matched = len(found) < (len(sequence.token_ids) - 1) // self._config.block_size
-        return is_matched and sequence.prefix.keys[len(found)] in begun
+        parent = found[-1].prefix_id if found else sequence.prefix.root
+        return self.cache.key(parent, sequence.token_ids, index) in begun
 
     def admit(self, sequence: Sequence, found: list[CachedPrefix], num_tokens: int, num_spare: int) -> bool:
         """Gives the sequence `found`, and blocks for the rest of `num_tokens`. False, and nothing is done, if that would leave
@@ -83,12 +84,6 @@ class KVManager:
         if sum(need for need in needs if need > 0) > self.pool.num_free:
             return None
         return [self.grow(s, count) or [] for s, count in more]
-
-    def hash_ahead(self, sequence: Sequence) -> None:
-        """Makes the keys that `file` will need once what is under way is computed."""
-        if self.cache is not None:
-            num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
-            self.cache.hash_ahead(sequence.prefix, sequence.token_ids, num_known // self._config.block_size)
 
     def file(self, sequence: Sequence) -> None:
         """Files the full blocks of the sequence in the prefix cache."""

@@ -202,14 +202,6 @@ class Scheduler:
                     outputs.append(output)
         return outputs
 
-    def hash_ahead(self) -> None:
-        """Does the part of commit's work on prompts under way that needs no results: for a caller who would only wait for these."""
-        if not self._in_flight or self._in_flight[0].decode_steps:
-            return
-        for row in self._in_flight[0].scheduled:
-            if row.num_new_tokens > 1 and row.seq_id in self._running:
-                self.kv.hash_ahead(self._running[row.seq_id])
-
     def runs(self, seq_id: int) -> bool:
         """Whether a sequence holds blocks."""
         return seq_id in self._running
@@ -471,9 +463,7 @@ class Scheduler:
 
     def _release_siblings(self, first: Sequence) -> None:
         """The prompt is computed, or who computed it is gone: sequences that waited for it enter the queue."""
-        num_blocks = first.num_prompt_tokens // self.config.block_size
         for sequence in self._held.pop(first.request.id, ()):
-            sequence.prefix.keys = first.prefix.keys[:num_blocks]  # hashed once
             self._waiting.push(sequence)
 
     def _end(self, sequence: Sequence) -> None:

@@ -96,7 +96,6 @@ class Engine:
             if follower is not None:
                 self._tell_admitted(follower)
             self._flight = None if follower is None else self.runner.start(follower)
-            self.scheduler.hash_ahead()
             result = self.runner.finish(flight, self.scheduler.runs)
         except BaseException as error:
             self._flight = None

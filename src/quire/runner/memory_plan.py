@@ -113,17 +113,16 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def workspace_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
-    """Inputs, what is kept of each sequence's tokens, and step_bytes."""
-    return _input_bytes(config) + _count_bytes(config, sizes) + step_bytes(config, sizes)
-
-
-def step_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:
-    """The larger of a step's two peaks: its widest layer over all tokens, or logits and sampling of all sequences."""
+    """Inputs, and the larger of a step's two peaks: its widest layer over all tokens, or logits and sampling of all sequences."""
     item, num_tokens = DTYPE_BYTES[config.dtype], config.max_num_batched_tokens
     hidden_bytes = num_tokens * sizes.hidden_size * (item + 1)  # and one byte for "is it finite"
     sampling = config.max_num_seqs * sizes.vocab_size * LOGIT_BYTES + SAMPLER_WORKSPACE_BYTES
     head = max(_logits_bytes(config, sizes, config.max_num_seqs), sampling)
-    return max(num_tokens * _layer_width(sizes) * item, hidden_bytes + head)
+    return (
+        _input_bytes(config)
+        + _count_bytes(config, sizes)
+        + max(num_tokens * _layer_width(sizes) * item, hidden_bytes + head)
+    )
 
 
 def graph_bytes(config: EngineConfig, sizes: DecoderConfig) -> int:

@@ -32,7 +32,7 @@ from quire.runner.grammars import Grammars
 from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
 from quire.runner.logprobs import columns_of
-from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory, step_bytes
+from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
 from quire.runner.mixed_steps import MixedSteps
 from quire.runner.prepare import InputBuffers, StepInputs, narrows, prepare
 from quire.runner.prompt_logprobs import PromptLogprobs
@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 MAX_DECODE_STEPS = 8
 DECODE_BYTES = 12 * 10**9  # weights that a large GPU reads in 3 ms
 # Tokens times weights of a step with prompts that keeps a large GPU busy while the host launches its kernels one by one: 12 ms for 28
-# layers, twice that beside an event loop in the same process.
-GRAPH_BYTES = 16 * 10**12
+# layers. Larger steps are not padded either.
+GRAPH_BYTES = 8 * 10**12
 NOTHING_SAMPLED = Sampled([], [], [])
 ERRORS = {
     NOT_FINITE: NOT_FINITE_ERROR,
@@ -148,7 +148,6 @@ class ModelRunner:
             seconds = time.perf_counter() - start
             logger.info("Model loading took %.2f GiB and %.2f seconds", plan.weights_bytes / GIB, seconds)
             runner = cls(config, platform, model.eval(), ops, sizes, plan)
-            _make_room(step_bytes(config, sizes), platform.device())
         runner._log_capacity()
         return runner
 
@@ -328,13 +327,6 @@ class ModelRunner:
         logger.info("%s KV cache size: %s tokens", name, f"{self.plan.kv_tokens:,}")
         concurrency = self.plan.max_concurrency(length)
         logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{length:,}", concurrency)
-
-
-def _make_room(num_bytes: int, device: torch.device) -> None:
-    """Has torch's allocator take what steps need from the device at once. Else it takes a little more at each step that is larger than
-    all before it, and a device that is asked for memory lets the host wait until it has finished what it was doing."""
-    if device.type != "cpu":
-        torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
 def results_of(flight: Flight, tokens: NDArray[np.int32], failed: NDArray[np.bool_]) -> list[SequenceResult]:
