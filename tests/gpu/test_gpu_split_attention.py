@@ -5,6 +5,7 @@ from dataclasses import replace
 import op_parity
 import pytest
 import torch
+from attention_inputs import assert_attended, assert_written, decoding
 
 from quire.backends.cuda import _split_attention, paged_attention, rotary_attention
 from quire.ops.paged_attention import _random_batch
@@ -36,36 +37,6 @@ def ids(case):
     return f"{len(case[0])}rows-{case[1:]}"
 
 
-def decoding(case, dtype, seed=5):
-    """Inputs of rotary_attention on the GPU for rows of one query, and those of paged_attention after the write of keys and values.
-
-    The newest key's slot holds NaN before."""
-    lens, q_heads, kv_heads, head_size, block_size = case
-    spread = op_parity.attention_inputs(
-        ([(1, n) for n in lens], q_heads, kv_heads, head_size, block_size, 0), dtype, seed
-    )
-    fwd, kv, rows = spread["fwd"], spread["kv"], torch.arange(len(lens))
-    last = (fwd.seq_lens - 1).clamp(min=0).long()
-    slots = fwd.block_tables[rows, last // block_size].long() * block_size + last % block_size
-    fwd = replace(fwd, slot_mapping=slots.where(fwd.seq_lens > 0, -1), positions=last)
-    kv.view(2, -1, kv_heads, head_size)[:, slots[fwd.seq_lens > 0]] = float("nan")
-    generator = torch.Generator().manual_seed(seed)
-    qkv = torch.randn(len(lens), q_heads + 2 * kv_heads, head_size, generator=generator).to(dtype)
-    q, k, v = qkv.split((q_heads, kv_heads, kv_heads), dim=1)
-    angles = torch.rand(max(lens) + 1, head_size // 2, generator=generator) * 6.28
-    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
-    after = kv.clone()
-    turned, _ = rotary_write_kv(q.clone(), k.clone(), v, fwd.positions, cos_sin, after, fwd.slot_mapping)
-    before = {"q": q, "k": k, "v": v, "cos_sin": cos_sin, "kv": kv, "fwd": fwd, "scale": head_size**-0.5}
-    plain = {"q": turned, "kv": after, "fwd": fwd, "scale": head_size**-0.5}
-    return tuple({name: op_parity.to_device(x, "cuda") for name, x in part.items()} for part in (before, plain))
-
-
-def close(got, plain):
-    expected = op_parity.dense_attention(**plain)
-    return op_parity.error(got, expected.cpu()) <= specs()["paged_attention"].tolerance[got.dtype].relative
-
-
 @pytest.fixture(autouse=True)
 def _counters_rest_at_zero(monkeypatch):
     made, seen = _split_attention._arrivals, []
@@ -82,28 +53,22 @@ def _counters_rest_at_zero(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_against_dense_softmax(case, dtype):
-    inputs, plain = decoding(case, dtype)
+    inputs, plain = decoding(case, dtype, "cuda")
     assert _split_attention.fits(inputs["q"], inputs["kv"], 0)
     before = inputs["kv"].clone()
     with op_parity.poisoned_memory():
         got = rotary_attention.run(**inputs)
-    assert close(got, plain)
-    assert not got[inputs["fwd"].seq_lens == 0].any()
-    written = torch.zeros(before.shape[1] * before.shape[2], dtype=torch.bool, device="cuda")
-    slots = inputs["fwd"].slot_mapping
-    written[slots[slots >= 0]] = True
-    flat, flat_before, flat_after = (x.flatten(1, 2) for x in (inputs["kv"], before, plain["kv"]))
-    assert torch.equal(flat[:, ~written].view(torch.int16), flat_before[:, ~written].view(torch.int16))
-    assert op_parity.error(flat[:, written], flat_after[:, written].cpu()) < 2e-3
-    assert torch.equal(flat[1, written], flat_after[1, written])
+    assert_attended(got, plain)
+    assert_written(before, inputs, plain)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES[:5], ids=ids)
 def test_keys_that_lie_in_the_cache(case, dtype):
-    _, plain = decoding(case, dtype)
+    _, plain = decoding(case, dtype, "cuda")
     with op_parity.poisoned_memory():
-        assert close(paged_attention.run(**plain), plain)
+        got = paged_attention.run(**plain)
+    assert_attended(got, plain)
 
 
 def test_decoding_rows_among_prompts():
@@ -113,12 +78,12 @@ def test_decoding_rows_among_prompts():
     with op_parity.poisoned_memory():
         got = paged_attention.run(**inputs)
     del inputs["window"]
-    assert close(got, inputs)
+    assert_attended(got, inputs)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=ids)
 def test_a_row_does_not_depend_on_its_batch_mates(case):
-    inputs, _ = decoding(case, torch.bfloat16)
+    inputs, _ = decoding(case, torch.bfloat16, "cuda")
     fwd, order = inputs["fwd"], torch.randperm(len(case[0]), device="cuda")
     together = rotary_attention.run(**{**inputs, "kv": inputs["kv"].clone()})
     shuffled = replace(
@@ -133,7 +98,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(case):
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[8]], ids=ids)
 def test_captured_and_replayed_with_other_lengths(case):
-    inputs, second = (decoding(case, torch.bfloat16, seed)[0] for seed in (5, 6))
+    inputs, second = (decoding(case, torch.bfloat16, "cuda", seed)[0] for seed in (5, 6))
     fwd, kv = inputs["fwd"], inputs["kv"]
     layers = [(kv, inputs["q"], inputs["k"], inputs["v"]), (-kv, second["q"], second["k"], second["v"])]
 
@@ -158,7 +123,7 @@ def test_captured_and_replayed_with_other_lengths(case):
             turned, _ = rotary_write_kv(
                 q.clone(), k.clone(), v, fwd.positions, inputs["cos_sin"], expected_kv, fwd.slot_mapping
             )
-            assert close(out, {"q": turned, "kv": expected_kv, "fwd": fwd, "scale": inputs["scale"]})
+            assert_attended(out, {"q": turned, "kv": expected_kv, "fwd": fwd, "scale": inputs["scale"]})
         order = torch.randperm(len(stays), device="cuda")
         for name in ("seq_lens", "block_tables", "slot_mapping", "positions"):
             getattr(fwd, name).copy_(getattr(fwd, name)[order])

@@ -1,6 +1,7 @@
 """Launches of kernels/split_attention.cu: attention of rows with one query, rotation and the write to the cache included."""
 
 import ctypes
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ MOST_GROUP = 8  # query heads of a key head: columns of a matrix instruction
 TILE = 16  # keys
 PLAN_THREADS = 1024
 ITEM_WORDS = 8
-FEW_SEQUENCES, SOME_SEQUENCES = 8, 32
+FEW_SEQUENCES, SOME_SEQUENCES, MANY_SEQUENCES = 4, 32, 384
 PROCESSOR_SHARED_BYTES, DRIVER_SHARED_BYTES = (
     233_472,
     1024,
@@ -28,12 +29,17 @@ LOG2_E = 1.4426950408889634
 
 
 class Tiling(NamedTuple):
-    """Warps of a program; tiles of each on their way, and taken at once; programs that a multiprocessor is to hold."""
+    """Key heads of a program, warps of each; tiles of a warp on their way, and taken at once; programs of a multiprocessor."""
 
-    warps: int
+    heads: int
+    key_warps: int
     stages: int
     chunk: int
     per_processor: int
+
+    @property
+    def warps(self) -> int:
+        return self.heads * self.key_warps
 
 
 class Kind(NamedTuple):
@@ -62,7 +68,7 @@ class Kind(NamedTuple):
     def macros(self) -> dict[str, str | int]:
         return {
             "HEAD": self.head_size, "GROUP": self.group, "KV_HEADS": self.kv_heads, "BLOCK_SIZE": self.block_size,
-            "IS_BF16": int(self.is_bf16), "WARPS": self.tiling.warps, "STAGES": self.tiling.stages,
+            "IS_BF16": int(self.is_bf16), "HEADS": self.tiling.heads, "KEY_WARPS": self.tiling.key_warps, "STAGES": self.tiling.stages,
             "CHUNK": self.tiling.chunk, "PER_PROCESSOR": self.programs_per_processor, "SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
 
@@ -118,16 +124,17 @@ def can_turn(k: Tensor, v: Tensor, cos_sin: Tensor, head_size: int) -> bool:
 
 
 @cache
-def tiling(head_size: int, num_pairs: int, processors: int) -> Tiling:
-    """For `num_pairs` rows times key heads; measured on an H200 (docs/log.md).
-
-    Where there are no more of these than the device holds large programs, a pair's keys are shared out to many warps.
-    """
+def tiling(head_size: int, kv_heads: int, num_sequences: int, processors: int) -> Tiling:
+    """Measured on an H200 (docs/log.md): the fewer sequences, the more warps share the keys of one."""
+    pairs = num_sequences * kv_heads
     if head_size == 64:
-        return Tiling(4, 6, 4, 2) if num_pairs <= 2 * processors else Tiling(2, 6, 4, 4)
-    if num_pairs <= processors:
-        return Tiling(8, 3, 2, 1)
-    return Tiling(4, 2, 2, 2) if num_pairs <= 2 * processors else Tiling(2, 3, 2, 4)
+        if pairs <= 2 * processors:
+            return Tiling(1, 4, 6, 4, 2)
+        heads = math.gcd(kv_heads, 2) if num_sequences >= MANY_SEQUENCES else 1
+        return Tiling(heads, 2 // heads, 6, 4, 4)
+    if pairs <= processors:
+        return Tiling(1, 8, 3, 2, 1)
+    return Tiling(1, 4, 2, 2, 2) if pairs <= 2 * processors else Tiling(1, 2, 3, 2, 4)
 
 
 @cache
@@ -154,7 +161,7 @@ def attend(
     """
     kv_heads, head_size = kv.shape[3:]
     num_heads, rows = q.shape[1], fwd.num_sequences
-    shape = tiling(head_size, rows * kv_heads, num_processors())
+    shape = tiling(head_size, kv_heads, rows, num_processors())
     kind = Kind(head_size, num_heads // kv_heads, kv_heads, kv.shape[2], q.dtype == torch.bfloat16, shape)
     if is_collecting():
         take(_plan_image)
@@ -173,7 +180,7 @@ def attend(
         q.stride(0), k.stride(0), v.stride(0), fwd.block_tables.stride(0), plan.split_keys, plan.most_splits,
         not is_new and newest is not None, scale * LOG2_E,
     )  # fmt: skip
-    programs = min(num_processors() * kind.programs_per_processor, rows * plan.most_splits * kv_heads)
+    programs = min(num_processors() * kind.programs_per_processor, rows * plan.most_splits * kv_heads // shape.heads)
     kernel.launch_early((programs, 1, 1), (1, 1, 1), (arguments,))
 
 

@@ -2,8 +2,10 @@
 // the step are turned by their positions, and its keys and values put into the cache. Contract: quire.ops.rotary_attention.
 //
 // The grid is as many programs as the device holds. Items of the step's plan (attention_plan.cu), splits of rows, come with most keys
-// first; for each of an item's key heads, programs take turns forth and back, so that all have about as many keys. Tiles of 16 keys go to warp 0, 1, ... in turn, by their place in the split. A warp asks for its tiles itself, STAGES
-// ahead and across the ends of items; nothing but the sums of an item is shared between warps.
+// first; for each HEADS of an item's key heads, programs take turns forth and back, so that all have about as many keys. A head has
+// KEY_WARPS warps, which take its tiles of 16 keys in turn, by their place in the split. A warp asks for its tiles itself, STAGES ahead and
+// across the ends of items; nothing but the sums of an item is shared between warps. (Heads of a token lie side by side in the cache; where
+// there are many rows, memory is a little faster when they are read at the same time.)
 //
 // What is asked for before the kernel ahead has ended (`early`): keys and values of earlier tokens. They were written a step ago, and the
 // plan, tables and lengths ahead of the step's first kernel of this kind, which does none of it early. That all of these are complete
@@ -12,18 +14,20 @@
 //
 // Queries are the columns of the products, so that up to 8 heads fill an instruction: scores = keys · queries, sums = values · weights.
 //
-// Macros: HEAD 64 or 128; GROUP, query heads of a key head, up to 8; KV_HEADS; BLOCK_SIZE, a multiple of 16; IS_BF16; WARPS; STAGES, tiles
-// of a warp on their way; CHUNK, tiles it takes at once; PER_PROCESSOR, programs of a multiprocessor.
+// Macros: HEAD 64 or 128; GROUP, query heads of a key head, up to 8; KV_HEADS; BLOCK_SIZE, a multiple of 16; IS_BF16; HEADS; KEY_WARPS;
+// STAGES, tiles of a warp on their way; CHUNK, tiles it takes at once; PER_PROCESSOR, programs of a multiprocessor.
 #include "attention_plan.cuh"
+#include "tiles.cuh"
 
-constexpr int TILE = 16, THREADS = 32 * WARPS;
+constexpr int TILE = 16, WARPS = HEADS * KEY_WARPS, THREADS = 32 * WARPS;
 constexpr int ROW_BYTES = HEAD * 2, HALF_BYTES = TILE * ROW_BYTES, SLOT_BYTES = 2 * HALF_BYTES;  // a slot: keys of a tile, then values
 constexpr int RING_BYTES = STAGES * SLOT_BYTES;                                                  // of a warp
 constexpr int STRIDE = KV_HEADS * HEAD;  // from a key to the next of its block
 constexpr int Q_HEADS = KV_HEADS * GROUP;
+constexpr int PARTS = KV_HEADS / HEADS;  // of an item, for a program each
 constexpr int LD = HEAD + 4;  // floats from head to head of a warp's sums: banks of a store differ
 constexpr int SHARE_FLOATS = (GROUP * (LD + 2) + 3) / 4 * 4;  // of a warp; read 16 bytes at a time
-static_assert(WARPS * (RING_BYTES + SHARE_FLOATS * 4) + 16 == SHARED_BYTES);
+static_assert(KV_HEADS % HEADS == 0 && WARPS * (RING_BYTES + SHARE_FLOATS * 4) + 16 == SHARED_BYTES);
 #define NOTHING __int_as_float(0xff800000)  // -inf
 
 struct Arguments {
@@ -36,51 +40,12 @@ struct Arguments {
     u16* out;              // [tokens, Q_HEADS, HEAD]
     float* partial;        // [rows, Q_HEADS, most_splits, HEAD], of rows with more than one split
     float* lse;            // [rows, Q_HEADS, most_splits]
-    u32* arrived;          // [rows, KV_HEADS] splits done; zero between launches
+    u32* arrived;          // [rows, PARTS] splits done; zero between launches
     i64 to_values;         // from a key to its value
     int stride_q, stride_k, stride_v, stride_table, split_keys, most_splits, early;
     float scale;           // · log2 e
 };
 
-template <int PENDING>
-DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
-DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// 16 bytes, or zeros where `num_bytes` is 0.
-DEVICE void copy_or_clear(u32 target, const void* source, int num_bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(num_bytes) : "memory");
-}
-DEVICE u32 load_word(const u16* p) {
-    u32 v;
-    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-DEVICE u32 pack(float low, float high) {
-    u32 packed;
-    if (IS_BF16) return pack_bf16(low, high);
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}
-DEVICE float2 unpack(u32 x) {
-    if (IS_BF16) return make_float2(low_half(x), high_half(x));
-    float2 v;
-    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(v.x), "=f"(v.y) : "r"(x));
-    return v;
-}
-// acc [16, 8] += a [16, 16] · b [16, 8].
-DEVICE void multiply(float (&acc)[4], uint4 a, u32 b0, u32 b1) {
-#if IS_BF16
-    multiply_add(acc, a.x, a.y, a.z, a.w, b0, b1);
-#else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-#endif
-}
-// An 8 x 8 matrix of 2-byte numbers, turned over.
-DEVICE u32 transposed(u32 x) {
-    u32 y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
 // Of pairs that are HEAD / 2 apart.
 DEVICE void turn(u32& low, u32& high, float2 cosine, float2 sine) {
     const float2 a = unpack(low), b = unpack(high);
@@ -90,10 +55,10 @@ DEVICE void turn(u32& low, u32& high, float2 cosine, float2 sine) {
 // In a tile rows lie as they come, their pieces of 16 bytes in an order by which neither copies nor matrix loads meet in a bank.
 DEVICE u32 in_tile(int row, int piece) { return row * ROW_BYTES + ((piece ^ (row % 8)) * 16); }
 
-// An item and a key head.
+// An item and the part of its key heads that the program has, the first of which is `first`; `head` is this warp's.
 struct Task {
     Item item;
-    int head;
+    int first, head;
 
     DEVICE int num_tiles() const { return (item.end - item.begin + TILE - 1) / TILE; }
     // The row's newest key is among these and not in the cache.
@@ -110,9 +75,10 @@ struct Tasks {
     DEVICE void fetch(const Arguments& a) {
         const int next = index();
         if (next >= num_tasks) return;
-        const int4* item = reinterpret_cast<const int4*>(a.plan->items + next / KV_HEADS);
+        const int4* item = reinterpret_cast<const int4*>(a.plan->items + next / PARTS);
         const int4 x = __ldcg(item), y = __ldcg(item + 1);
-        upcoming = {{x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w}, next % KV_HEADS};
+        const int first = next % PARTS * HEADS;
+        upcoming = {{x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w}, first, first + (int)threadIdx.x / (32 * KEY_WARPS)};
     }
     // The next task; false: there is none.
     DEVICE bool next(const Arguments& a, Task& task) {
@@ -135,7 +101,7 @@ struct Loader {
     int entry, later_entry;         // block-table entries of 32 tiles, one a lane
     const u16* keys;                // this lane's piece of the head, in block 0
     u32 ring, slot = 0;
-    int lane, warp;
+    int lane, warp;  // warp: of those of its head
 
     DEVICE Loader(const Arguments& a, int num_tasks, u32 ring, int warp, int lane) : tasks(a, num_tasks), ring(ring), lane(lane), warp(warp) {
         is_later = tasks.next(a, later);
@@ -143,7 +109,7 @@ struct Loader {
     }
     // Of this warp's tile first + lane.
     DEVICE int entry_of(const Arguments& a, const Task& t, int first) const {
-        const int key = t.item.begin + (warp + (first + lane) * WARPS) * TILE;
+        const int key = t.item.begin + (warp + (first + lane) * KEY_WARPS) * TILE;
         return key < t.item.end ? __ldcg(a.tables + (i64)t.item.row * a.stride_table + key / BLOCK_SIZE) : 0;
     }
     // To the next task that has tiles for this warp.
@@ -154,13 +120,13 @@ struct Loader {
             task = later, entry = later_entry;
             is_later = tasks.next(a, later);
             if (is_later) later_entry = entry_of(a, later, 0);
-            left = (task.num_tiles() - warp + WARPS - 1) / WARPS, asked = 0;
+            left = (task.num_tiles() - warp + KEY_WARPS - 1) / KEY_WARPS, asked = 0;
             num_keys = task.item.end - task.has_newest(a) - task.item.begin - warp * TILE;
             keys = a.kv + task.head * HEAD + (lane / PIECES) * STRIDE + lane % PIECES * 8;
         }
     }
     DEVICE void copy(const Arguments& a, int block) const {
-        const int in_block = BLOCK_SIZE == TILE ? 0 : (task.item.begin + (warp + asked * WARPS) * TILE) % BLOCK_SIZE;
+        const int in_block = BLOCK_SIZE == TILE ? 0 : (task.item.begin + (warp + asked * KEY_WARPS) * TILE) % BLOCK_SIZE;
         const u16* from = keys + ((i64)block * BLOCK_SIZE + in_block) * STRIDE;
         const u16* values = from + a.to_values;
         const u32 to = ring + slot * SLOT_BYTES + in_tile(lane / PIECES, lane % PIECES);
@@ -180,7 +146,7 @@ struct Loader {
         if (asked % 32 == 0 && asked > 0) entry = entry_of(a, task, asked);
         copy(a, __shfl_sync(~0u, entry, asked % 32));
         end_of_copies();
-        left--, asked++, num_keys -= WARPS * TILE;
+        left--, asked++, num_keys -= KEY_WARPS * TILE;
         slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
     // Until the CHUNK tiles asked for first are there.
@@ -237,8 +203,7 @@ struct Newest {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const u32 at = tile + in_tile(row, lane / 4 + i * (HEAD / 16)) + lane % 4 * 4;
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(key[i]) : "memory");
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(at + HALF_BYTES), "r"(value[i]) : "memory");
+            store_word(at, key[i]), store_word(at + HALF_BYTES, value[i]);
             if (slot >= 0) cached[i * (HEAD / 4)] = key[i], cached[i * (HEAD / 4) + a.to_values / 2] = value[i];
         }
     }
@@ -248,7 +213,7 @@ struct Newest {
 struct Sums {
     float acc[HEAD / 16][4] = {}, peak[2] = {NOTHING, NOTHING}, total[2] = {};
 
-    // Tiles at shared addresses `tiles`; this lane's keys of tile t are those at 16 WARPS t and 8 further, of which `count` are there.
+    // Tiles at shared addresses `tiles`; this lane's keys of tile t are those at 16 KEY_WARPS t and 8 further, of which `count` are there.
     DEVICE void add(const u32 (&tiles)[CHUNK], const Queries& queries, int count, float scale, int lane) {
         uint4 loaded[CHUNK][HEAD / 16];  // many at a time, for products wait long for each
         float s[CHUNK][4] = {};
@@ -270,7 +235,7 @@ struct Sums {
         for (int t = 0; t < CHUNK; t++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[t][i] = 16 * WARPS * t + i / 2 * 8 < count ? s[t][i] * scale : NOTHING;
+                s[t][i] = 16 * KEY_WARPS * t + i / 2 * 8 < count ? s[t][i] * scale : NOTHING;
                 top[i % 2] = fmaxf(top[i % 2], s[t][i]);
             }
         float shrink[2];
@@ -318,24 +283,26 @@ struct Sums {
     }
 };
 
+// Numbers d to d + 3 of the program's query head `head`.
 DEVICE void store_out(const Arguments& a, const Task& t, int head, int d, const float (&x)[4], float factor) {
-    u16* to = a.out + ((i64)t.item.token * Q_HEADS + t.head * GROUP + head) * HEAD + d;
+    u16* to = a.out + ((i64)t.item.token * Q_HEADS + t.first * GROUP + head) * HEAD + d;
     *reinterpret_cast<uint2*>(to) = make_uint2(pack(x[0] * factor, x[1] * factor), pack(x[2] * factor, x[3] * factor));
 }
-DEVICE i64 place_of(const Arguments& a, const Task& t, int head) { return ((i64)t.item.row * Q_HEADS + t.head * GROUP + head) * a.most_splits; }
+DEVICE i64 place_of(const Arguments& a, const Task& t, int head) { return ((i64)t.item.row * Q_HEADS + t.first * GROUP + head) * a.most_splits; }
 
 // The warps' sums of an item, weighed: to `out`, or beside those of the row's other splits.
 DEVICE void join_warps(const Arguments& a, const Task& t, const float* shares) {
-    for (int i = threadIdx.x; i < GROUP * HEAD / 4; i += THREADS) {
+    for (int i = threadIdx.x; i < HEADS * GROUP * HEAD / 4; i += THREADS) {
         const int head = i / (HEAD / 4), d = i % (HEAD / 4) * 4;
-        const float* stats = shares + GROUP * LD + head * 2;
+        const float* from = shares + head / GROUP * KEY_WARPS * SHARE_FLOATS + head % GROUP * LD + d;
+        const float* stats = shares + head / GROUP * KEY_WARPS * SHARE_FLOATS + GROUP * LD + head % GROUP * 2;
         float peak = NOTHING, total = 0, sums[4] = {};
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) peak = fmaxf(peak, stats[w * SHARE_FLOATS]);
+        for (int w = 0; w < KEY_WARPS; w++) peak = fmaxf(peak, stats[w * SHARE_FLOATS]);
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) {
+        for (int w = 0; w < KEY_WARPS; w++) {
             const float weight = exp2_fast(stats[w * SHARE_FLOATS] - peak);
-            const float4 x = *reinterpret_cast<const float4*>(shares + w * SHARE_FLOATS + head * LD + d);
+            const float4 x = *reinterpret_cast<const float4*>(from + w * SHARE_FLOATS);
             total += stats[w * SHARE_FLOATS + 1] * weight;
             sums[0] += x.x * weight, sums[1] += x.y * weight, sums[2] += x.z * weight, sums[3] += x.w * weight;
         }
@@ -351,9 +318,9 @@ DEVICE void join_warps(const Arguments& a, const Task& t, const float* shares) {
     }
 }
 
-// The splits of a row and head, weighed in order.
+// The splits of a row and its heads, weighed in order.
 DEVICE void join_splits(const Arguments& a, const Task& t) {
-    for (int i = threadIdx.x; i < GROUP * HEAD / 4; i += THREADS) {
+    for (int i = threadIdx.x; i < HEADS * GROUP * HEAD / 4; i += THREADS) {
         const int head = i / (HEAD / 4), d = i % (HEAD / 4) * 4;
         const i64 place = place_of(a, t, head);
         float peak = NOTHING, total = 0, sums[4] = {};
@@ -375,8 +342,8 @@ DEVICE bool is_last(const Arguments& a, const Task& t, volatile u32* flag) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        u32* counter = a.arrived + t.item.row * KV_HEADS + t.head;
-        const bool last = atomicAdd(counter, 1) == (u32)t.item.num_splits - 1;
+        u32* counter = a.arrived + t.item.row * PARTS + t.first / HEADS;
+        const bool last = atomicAdd(counter, 1u) == (u32)t.item.num_splits - 1;
         if (last) *counter = 0;
         *flag = last;
         __threadfence();
@@ -386,14 +353,14 @@ DEVICE bool is_last(const Arguments& a, const Task& t, volatile u32* flag) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, PER_PROCESSOR) split_attention(const __grid_constant__ Arguments a) {
-    extern __shared__ __align__(1024) unsigned char shared[];
+    unsigned char* shared = dynamic_shared();
     float* shares = reinterpret_cast<float*>(shared + WARPS * RING_BYTES);
     volatile u32* flag = reinterpret_cast<u32*>(shared + SHARED_BYTES - 16);
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    const u32 ring = smem_address(shared) + warp * RING_BYTES;
+    const int own = __shfl_sync(~0u, threadIdx.x / 32, 0), warp = own % KEY_WARPS, lane = threadIdx.x % 32;
+    const u32 ring = smem_address(shared) + own * RING_BYTES;
 
     if (!a.early) wait_for_previous();
-    const int num_tasks = __ldcg(&a.plan->num_items) * KV_HEADS;
+    const int num_tasks = __ldcg(&a.plan->num_items) * PARTS;
     Loader loader(a, num_tasks, ring, warp, lane);
     for (int i = 0; i < STAGES; i++) loader.ask(a);
     Tasks tasks(a, num_tasks);
@@ -408,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_PROCESSOR) split_atten
     u32 slot = 0;
     for (; is_active; task = later) {
         const int num_tiles = task.num_tiles();
-        const bool puts_newest = task.has_newest(a) && (num_tiles - 1) % WARPS == warp;
+        const bool puts_newest = task.has_newest(a) && (num_tiles - 1) % KEY_WARPS == warp;
         Newest newest;
         if (puts_newest) newest.load(a, task, lane);
         queries = later_queries;
@@ -416,8 +383,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_PROCESSOR) split_atten
         if (is_active) later_queries.load_angles(a, later, lane), later_queries.load(a, later, lane);
         queries.turn_all(a);
         Sums sums;
-        for (int tile = warp; tile < num_tiles; tile += CHUNK * WARPS) {
-            const int num_mine = min(CHUNK, (num_tiles - tile + WARPS - 1) / WARPS);
+        for (int tile = warp; tile < num_tiles; tile += CHUNK * KEY_WARPS) {
+            const int num_mine = min(CHUNK, (num_tiles - tile + KEY_WARPS - 1) / KEY_WARPS);
             u32 tiles[CHUNK];
 #pragma unroll
             for (int t = 0; t < CHUNK; t++) {  // what is not there is the first once more, of no weight
@@ -425,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_PROCESSOR) split_atten
                 if (t < num_mine) slot = slot + 1 == STAGES ? 0 : slot + 1;
             }
             loader.wait();
-            if (puts_newest && tile + num_mine * WARPS >= num_tiles) {
+            if (puts_newest && tile + num_mine * KEY_WARPS >= num_tiles) {
                 newest.put(a, task, ring + (slot ? slot - 1 : STAGES - 1) * SLOT_BYTES, (task.item.seq_len - 1) % TILE, lane);
                 __syncwarp();
             }
@@ -434,7 +401,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_PROCESSOR) split_atten
             for (int t = 0; t < num_mine && !loader.is_done; t++) loader.ask(a);
         }
         __syncthreads();  // all have read what the item before left here
-        sums.write(shares + warp * SHARE_FLOATS, lane);
+        sums.write(shares + own * SHARE_FLOATS, lane);
         __syncthreads();
         join_warps(a, task, shares);
         if (task.item.num_splits > 1 && is_last(a, task, flag)) join_splits(a, task);
