@@ -14,6 +14,10 @@ from versus_engines import ENGINES, versions
 from versus_workloads import FULL, TINY, WORKLOADS, Bench, first_token
 
 
+# Engines go on preparing after their first token, for later steps; workloads begin when that is over, for all engines alike.
+SETTLE_SECONDS = 5.0
+
+
 def say(figures: dict[str, object]) -> None:
     print("RESULT " + json.dumps(figures), flush=True)
 
@@ -39,7 +43,10 @@ def main() -> None:
         first_token(bench)
         say({"start": time.time() - options.spawned, "versions": versions()})
         bench.run(bench.prompts(1, min(128, scale.max_model_len // 4)), [4])
-    for name in filter(None, options.workloads.split(",")):
+    names = list(filter(None, options.workloads.split(",")))
+    if names and not options.tiny:
+        time.sleep(SETTLE_SECONDS)
+    for name in names:
         begin = time.perf_counter()
         try:
             figures = WORKLOADS[name](bench)

@@ -91,7 +91,7 @@ def _read(program: ctypes.c_void_p, what: str) -> bytes:
 
 def _keep(path: Path, image: bytes) -> None:
     """Writes a file as a whole or not at all; a home that cannot be written costs a compilation at each start."""
-    part = path.with_suffix(f".{os.getpid()}")
+    part = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(image)
