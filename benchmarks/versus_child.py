@@ -13,7 +13,6 @@ import shapes
 from versus_engines import ENGINES, versions
 from versus_workloads import FULL, TINY, WORKLOADS, Bench, first_token
 
-
 # Engines go on preparing after their first token, for later steps; workloads begin when that is over, for all engines alike.
 SETTLE_SECONDS = 5.0
 
