@@ -26,51 +26,50 @@ PAIRS = 24
 COLUMNS = (32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 160, 176, 192, 208, 224, 256)
 GROUPS = ((1, 1), (2, 1), (4, 1), (2, 2))  # warpgroups, blocks of 64 rows each
 SHARED_BYTES = 232_448
-PROCESSORS = 132
-L2_BYTES_US, MEMORY_BYTES_US, FLOP_US = 5.6e6, 4.3e6, 700e6
+PROCESSORS, CLOCKS_US = 132, 1755
+IN_CLUSTERS = {1: 132, 2: 132, 4: 128, 8: 128}  # programs of clusters that fit on the device, one a multiprocessor
+L2_BYTES, SHARED_BYTES_CLOCK, SENT_BYTES, FLOP = 36, 128, {False: 9, True: 25}, 4096  # of a multiprocessor, a clock
 
 
 def guess_us(tile: Tile, rows: int, out_size: int, in_size: int, gated: bool) -> float:
-    """A rough time: the longest of what the L2, memory and matrix units need, with processors that go idle."""
-    row_tiles = -(-rows // tile.rows)
-    programs = row_tiles * -(-out_size // tile.columns) * tile.split
-    fitting = max(1, SHARED_BYTES // (tile.shared_bytes + 1024))
-    idle = (
-        math.ceil(programs / (PROCESSORS * fitting)) * PROCESSORS * fitting / programs
-        if programs > PROCESSORS
-        else PROCESSORS / programs
+    """A rough time: the longest of what the L2, shared memory and matrix units need for each 64 columns of x, and the end of a tile."""
+    m, n = tile.rows, tile.columns
+    programs = -(-rows // m) * -(-out_size // n) * tile.split
+    registers = 40 + n // 2 if tile.blocks == 1 else 168
+    fitting = max(1, min(SHARED_BYTES // (tile.shared_bytes + 1024), 65_536 // (tile.num_threads * registers)))
+    room = IN_CLUSTERS[tile.split * tile.share]
+    waves, beside = math.ceil(programs / (room * fitting)), min(fitting, math.ceil(programs / room))
+    read = 4 * tile.groups * tile.blocks * (2048 + 32 * n) + (m + n) * 128
+    step = max((m / tile.share + n) * 128 / L2_BYTES, read / SHARED_BYTES_CLOCK, 2 * m * n * 64 / FLOP) * beside
+    sent = m * n * 4 * (tile.split - 1) / tile.split / SENT_BYTES[tile.bulk] * beside
+    finish = sent + m * n / 128 / tile.groups * (14 if gated else 5)
+    return (
+        waves * (-(-in_size // 64 // tile.split) * step + finish) / CLOCKS_US + 0.3 * (tile.split > 1) + 0.4 * tile.bulk
     )
-    weight = 2 * out_size * in_size
-    read = row_tiles * (-(-out_size // tile.columns) * min(rows, tile.rows) * 2 * in_size + weight)
-    flop = 2 * row_tiles * tile.rows * out_size * in_size
-    finish = tile.rows * tile.columns / (128 * tile.groups) * (0.006 if gated else 0.003) + (1 if tile.split > 1 else 0)
-    return max(read / L2_BYTES_US, weight / MEMORY_BYTES_US, flop / FLOP_US) * max(1.0, 0.8 * idle) + finish
 
 
 def tiles(rows: int, out_size: int, in_size: int, gated: bool, long: bool, most: int) -> list[Tile]:
     """Tiles that can be launched, the most promising first. long: no split, few columns are not worth a try."""
     found = set()
     for (groups, blocks), columns, split in ((g, c, s) for g in GROUPS for c in COLUMNS for s in (1, 2, 4, 8)):
-        if (
-            64 * groups * blocks >= 2 * max(rows, 64)
-            or (groups == 4 and columns > 128)
-            or columns > 256 // blocks + 64 * (blocks > 1)
-        ):
+        too_many_rows = 64 * groups * blocks >= 2 * max(rows, 64)
+        too_many_columns = columns > (128 if groups == 4 else 256 // blocks + 64 * (blocks > 1))
+        unfit = (gated and columns % 16) or in_size < 128 * split or (split > 1 and blocks > 1)
+        if too_many_rows or too_many_columns or unfit or (long and (split > 1 or columns < 96)):
             continue
-        if (
-            (gated and columns % 16)
-            or (long and (split > 1 or columns < 96))
-            or in_size < 128 * split
-            or (split > 1 and blocks > 1)
-        ):
-            continue
-        steps = -(-in_size // 64 // split)
-        for room in (106_000, 215_000):
-            stages = min(room // ((64 * groups * blocks + columns) * 128), steps, 12)
-            tile = Tile(groups, blocks, columns, stages, split)
-            if stages >= min(3, steps) and tile.shared_bytes <= SHARED_BYTES - 1024:
-                found.add(tile)
+        found.update(_with_stages(groups, blocks, columns, split, in_size))
     return sorted(found, key=lambda tile: guess_us(tile, rows, out_size, in_size, gated))[:most]
+
+
+def _with_stages(groups: int, blocks: int, columns: int, split: int, in_size: int) -> Iterator[Tile]:
+    """Such tiles for one and for two programs a multiprocessor, sums in small and in one piece, x asked for by each program and by every other."""
+    stage_bytes, steps = (64 * groups * blocks + columns) * 128, -(-in_size // 64 // split)
+    sums_bytes = Tile(groups, blocks, columns, 0, split).shared_bytes - 1024
+    for room, bulk in ((room, bulk) for room in (106_000, 226_000) for bulk in (False, True)[: 1 + (split > 1)]):
+        stages = min((room - sums_bytes) // stage_bytes, steps, 12)
+        fits = stages >= min(3, steps) and (not bulk or stages * stage_bytes >= sums_bytes)
+        for share in (1, 2) if split < 8 and fits else (1,) if fits else ():
+            yield Tile(groups, blocks, columns, stages, split, bulk, share)
 
 
 def product_calls(name: str, tile: Tile | None) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Any]:
@@ -109,9 +108,9 @@ def measure(shape: str, name: str, rows: int, most: int) -> dict[str, Any]:
         return device_us([lambda w=w: product(norm(), w, bias) for w in weights]) - norm_us
 
     tried = tiles(rows, out_size, in_size, name == "gate_up", name == "head", most)
-    kinds = [(tile, name == "gate_up", name == "head", bias is not None, False) for tile in tried]
+    ends = _product.Ends(gated=name == "gate_up", greedy=name == "head", bias=bias is not None)
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda kind: _product._compiled(*kind), kinds))
+        list(pool.map(lambda tile: _product._compiled(tile, ends), tried))
     chosen = (
         choose_greedy(rows, out_size, in_size) if name == "head" else choose(rows, out_size, in_size, name == "gate_up")
     )

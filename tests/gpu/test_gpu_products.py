@@ -7,6 +7,7 @@ import torch
 from quire.backends.cuda import _product, _product_tiles, linear, linear_greedy, linear_silu_mul
 from quire.ops.linear_silu_mul import TOLERANCES
 from quire.ops.registry import implementations, specs
+from quire.ops.rms_norm import rms_norm
 
 CUDA = implementations("cuda")
 DTYPES = (torch.bfloat16, torch.float16)
@@ -63,6 +64,40 @@ def test_gated_products(size, dtype):
         products = x.double() @ weight.double().T + (0 if b is None else b.double())
         gate, up = products.chunk(2, dim=-1)
         assert op_parity.error(got, (gate * torch.sigmoid(gate) * up).cpu()) < TOLERANCES[dtype].relative
+
+
+def joined_cases():
+    """(tile of the product before a norm, its sizes, tile of the one after it, its sizes, whether that is gated, most rows)."""
+    for most, sizes in _product_tiles.JOINED.items():
+        for (qkv, hidden, inner), tiles in sizes.items():
+            if tiles.out:
+                yield tiles.out, (hidden, hidden), tiles.gate_up, (2 * inner, hidden), True, most
+            if tiles.down:
+                yield tiles.down, (hidden, inner), tiles.qkv, (qkv, hidden), False, most
+
+
+@pytest.mark.parametrize("before, size, after, next_size, gated, most", list(joined_cases()), ids=str)
+def test_a_norm_in_two_halves(before, size, after, next_size, gated, most):
+    for num_rows in (most, most - 1, max(1, most // 2 - 13)):
+        x, weight, _ = random_product(num_rows, *size, torch.bfloat16)
+        _, next_weight, bias = random_product(num_rows, *next_size, torch.bfloat16)
+        residual = (torch.randn(num_rows, size[0], device="cuda") * 3).bfloat16()
+        gains = (torch.rand(size[0], device="cuda") + 0.5).bfloat16()
+        exact = residual.double() + x.double() @ weight.double().T
+        with op_parity.poisoned_memory():
+            half = _product.add(x, weight, before, residual, gains, 1e-5)
+            got = _product.multiply(half, next_weight, bias, after, gated)
+        assert op_parity.error(residual, exact.cpu()) < 3e-3
+        assert torch.allclose(half.squares.sum(0), residual.float().pow(2).sum(1), rtol=1e-4)
+        normed = rms_norm(residual.double(), gains.double(), 1e-5)
+        expected = normed @ next_weight.double().T + bias.double()
+        if gated:
+            gate, up = expected.chunk(2, dim=-1)
+            expected = gate * torch.sigmoid(gate) * up
+        assert op_parity.error(got, expected.cpu()) < TOLERANCES[torch.bfloat16].relative
+        assert torch.equal(got, _product.multiply(half, next_weight, bias, after, gated)), (
+            "the same sums in the same order"
+        )
 
 
 @pytest.mark.parametrize("num_rows", [2, 64, 65, 128, 200, 256, 257, 512, 1000, 1024])

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from quire.layers.build import Build
 from quire.models import llama, mistral, opt, qwen2, qwen3
-from quire.ops.decode_step import DecoderTensors, decode_step, random_step
+from quire.ops.decode_step import DecoderTensors, decode_step, hidden_states, random_step
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops, resolve
-from quire.runner.whole_step import WholeStep, gather
+from quire.runner.whole_step import WholeStep, decode_likeliest, decode_logits, gather
 
 SIZES: dict[str, Any] = {
     "vocab_size": 90, "hidden_size": 48, "inner_size": 80, "num_layers": 3, "num_heads": 6, "num_kv_heads": 2, "head_dim": 16,
@@ -87,3 +87,19 @@ def test_the_operator_is_asked_for_decoding_steps_only(ops: Ops) -> None:
     assert whole.logits(fwd) is answer
     assert whole.logits(replace(fwd, max_query_len=3)) is None
     assert WholeStep(model, replace(ops, decode_step=lambda net, fwd: None)).logits(fwd) is None
+
+
+def test_layers_in_one_call_give_what_the_model_gives(ops: Ops) -> None:
+    model: Any = filled(*CONFIGS["llama"], ops)
+    net = gather(model)
+    assert net is not None
+    fwd = step_of(net)
+    expected = of_layers(model, step_of(net))
+    assert WholeStep(model, ops).hidden(fwd) is None  # the reference is no faster way
+    calls = []
+    whole = WholeStep(model, replace(ops, decode_layers=lambda net, fwd: calls.append(fwd) or hidden_states(net, fwd)))
+    live = torch.tensor(LENS) > 0
+    torch.testing.assert_close(decode_logits(model, whole, fwd)[live], expected[live])
+    ids = decode_likeliest(model, whole, ops.greedy, step_of(net))
+    assert len(calls) == 2 and ids[live].equal(expected[live].argmax(-1))
+    assert whole.logits(fwd) is None and whole.hidden(replace(fwd, max_query_len=3)) is None

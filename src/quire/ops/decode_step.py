@@ -75,6 +75,11 @@ def decode_step(net: DecoderTensors, fwd: ForwardBatch) -> Tensor | None:
              takes no part: it has slot -1, writes nothing, and its logits mean nothing (but are numbers).
     Returns  None, having done nothing, where an implementation has nothing faster than the layers one by one for this step or these sizes
     """
+    return linear(hidden_states(net, fwd), net.head)
+
+
+def hidden_states(net: DecoderTensors, fwd: ForwardBatch) -> Tensor:
+    """The same without the head: [B, H] after the last norm."""
     x, residual = embedding(fwd.input_ids, net.embedding), None
     for layer, kv in zip(net.layers, fwd.kv_caches, strict=True):
         if residual is None:
@@ -84,8 +89,7 @@ def decode_step(net: DecoderTensors, fwd: ForwardBatch) -> Tensor | None:
         x = linear(_attend(net, layer, x, kv, fwd).flatten(1), layer.out)
         x, residual = add_rms_norm(x, residual, layer.inner_norm, net.eps)
         x = linear(linear_silu_mul(x, layer.gate_up), layer.down)
-    x = rms_norm(x, net.norm, net.eps) if residual is None else add_rms_norm(x, residual, net.norm, net.eps)[0]
-    return linear(x, net.head)
+    return rms_norm(x, net.norm, net.eps) if residual is None else add_rms_norm(x, residual, net.norm, net.eps)[0]
 
 
 def _attend(net: DecoderTensors, layer: LayerTensors, x: Tensor, kv: Tensor, fwd: ForwardBatch) -> Tensor:

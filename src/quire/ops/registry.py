@@ -46,6 +46,7 @@ class Ops:
     sample_tokens: Callable[..., Tensor]
     count_tokens: Callable[..., None]
     decode_step: Callable[..., Tensor | None]
+    decode_layers: Callable[..., Tensor | None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""WholeStep: a decoding step by the one operator that knows all layers, where a backend has it and the model is of its kind."""
+"""WholeStep: a decoding step by an operator that knows all layers, where a backend has one and the model is of its kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from quire.layers.linear import PackedLinear
-from quire.ops.decode_step import DecoderTensors, LayerTensors
-from quire.ops.decode_step import decode_step as reference
+from quire.ops.decode_layers import decode_layers
+from quire.ops.decode_step import DecoderTensors, LayerTensors, decode_step
 from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Ops
 from quire.quant.none import Unquantized
@@ -19,23 +19,29 @@ class WholeStep:
     """Of one model, whose weights are in place."""
 
     def __init__(self, model: nn.Module, ops: Ops) -> None:
-        self._run = ops.decode_step
-        # The reference is there to compare with; layers one by one are faster.
-        self._net = None if ops.decode_step is reference else gather(model)
+        # References are there to compare with; layers one by one are faster.
+        self._step = None if ops.decode_step is decode_step else ops.decode_step
+        self._layers = None if ops.decode_layers is decode_layers else ops.decode_layers
+        self._net = gather(model) if self._step or self._layers else None
 
     def logits(self, fwd: ForwardBatch) -> Tensor | None:
-        """Logits [B, V] of a decoding step; None = nothing was done, and layers one by one are the way."""
-        if self._net is None or fwd.max_query_len != 1 or fwd.num_tokens != fwd.num_sequences:
+        """Logits [B, V] of a decoding step; None = nothing was done, and there is no whole step for it."""
+        return self._do(self._step, fwd)
+
+    def hidden(self, fwd: ForwardBatch) -> Tensor | None:
+        """Hidden states [B, H] of a decoding step, as the model gives them; None = nothing was done, and layers one by one are the way."""
+        return self._do(self._layers, fwd)
+
+    def _do(self, run: Callable[..., Tensor | None] | None, fwd: ForwardBatch) -> Tensor | None:
+        if run is None or self._net is None or fwd.max_query_len != 1 or fwd.num_tokens != fwd.num_sequences:
             return None
-        return self._run(self._net, fwd)
+        return run(self._net, fwd)
 
 
 def decode_logits(model: Any, whole: WholeStep, fwd: ForwardBatch) -> Tensor:
-    """Logits [B, V] of a decoding step, as the head gives them: by the one operator, or layer by layer."""
+    """Logits [B, V] of a decoding step, as the head gives them: by one operator, or layer by layer."""
     logits = whole.logits(fwd)
-    if logits is None:
-        logits = model.compute_logits(model(fwd.input_ids, fwd.positions, fwd))
-    return logits
+    return model.compute_logits(_hidden(model, whole, fwd)) if logits is None else logits
 
 
 def decode_likeliest(model: Any, whole: WholeStep, greedy: Callable[[Tensor], Tensor], fwd: ForwardBatch) -> Tensor:
@@ -43,8 +49,13 @@ def decode_likeliest(model: Any, whole: WholeStep, greedy: Callable[[Tensor], Te
     logits = whole.logits(fwd)
     if logits is not None:
         return greedy(logits)
-    ids: Tensor = model.likeliest(model(fwd.input_ids, fwd.positions, fwd))
+    ids: Tensor = model.likeliest(_hidden(model, whole, fwd))
     return ids
+
+
+def _hidden(model: Any, whole: WholeStep, fwd: ForwardBatch) -> Tensor:
+    hidden = whole.hidden(fwd)
+    return model(fwd.input_ids, fwd.positions, fwd) if hidden is None else hidden
 
 
 def gather(model: Any) -> DecoderTensors | None:

@@ -6,13 +6,19 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Macros of kernels/product.cu: 64 * groups * blocks rows, columns, tiles on their way, programs that share a sum."""
+    """Macros of kernels/product.cu: 64 * groups * blocks rows, columns, tiles on their way.
+
+    split  programs that share a sum; bulk: what they send each other goes in one piece
+    share  programs with neighbouring columns that share what they read of x
+    """
 
     groups: int
     blocks: int
     columns: int
     stages: int
     split: int
+    bulk: bool = False
+    share: int = 1
 
     @property
     def rows(self) -> int:
@@ -31,6 +37,7 @@ class Tile(NamedTuple):
 
 
 Size = tuple[int, int]  # outputs, inputs; of gated products outputs of both halves
+LEAST_JOINED = 9  # rows; fewer are one persistent kernel, or left to products of their own
 LIKE = 0.4  # sizes that differ by less than 2 ** LIKE in each direction get the same tiles
 # Most rows -> size -> tile. What is not here is left to the matrix library, which was as fast or faster.
 PLAIN: dict[int, dict[Size, Tile]] = {
@@ -65,7 +72,8 @@ PLAIN: dict[int, dict[Size, Tile]] = {
     },
     256: {
         (1152, 896): Tile(2, 1, 40, 7, 2),
-        (896, 896): Tile(2, 1, 40, 7, 2),
+        (896, 896): Tile(1, 1, 32, 12, 1, share=2),
+        (896, 4864): Tile(2, 1, 64, 7, 4, True, 2),
         (1536, 1536): Tile(2, 1, 48, 8, 2),
     },
 }
@@ -105,6 +113,50 @@ GREEDY: dict[int, Tile] = {
 LEAST_GREEDY_OUTPUTS = 32_768
 
 
+class Joined(NamedTuple):
+    """Tiles of a layer's products where they do their neighbours' norms; no tile for one before a norm = both are done by themselves."""
+
+    qkv: Tile
+    out: Tile | None
+    gate_up: Tile
+    down: Tile | None
+
+
+# Most rows -> outputs of qkv, hidden size, inner size -> tiles, measured in chains of whole layers. What is not here runs layer by layer.
+JOINED: dict[int, dict[tuple[int, int, int], Joined]] = {
+    64: {
+        (1152, 896, 4864): Joined(
+            Tile(1, 1, 48, 7, 2), Tile(1, 1, 48, 7, 2), Tile(1, 1, 80, 11, 1), Tile(1, 1, 64, 10, 8)
+        ),
+        (2048, 1536, 8960): Joined(
+            Tile(1, 1, 72, 6, 4), Tile(1, 1, 64, 6, 4), Tile(1, 1, 144, 8, 1), Tile(1, 1, 64, 11, 4)
+        ),
+        (4608, 3584, 18944): Joined(
+            Tile(1, 1, 72, 11, 2), Tile(1, 1, 56, 12, 2), Tile(1, 1, 144, 3, 1), Tile(1, 1, 120, 7, 4)
+        ),
+    },
+    128: {
+        (1152, 896, 4864): Joined(
+            Tile(1, 1, 48, 7, 2), Tile(1, 1, 64, 7, 2, True, 2), Tile(2, 1, 80, 8, 1), Tile(1, 1, 64, 10, 4, True)
+        ),
+        (2048, 1536, 8960): Joined(
+            Tile(1, 1, 72, 6, 2, True, 2),
+            Tile(1, 1, 64, 7, 2, True, 2),
+            Tile(2, 1, 144, 6, 1),
+            Tile(2, 1, 64, 7, 4, True, 2),
+        ),
+    },
+    256: {
+        (1152, 896, 4864): Joined(
+            Tile(1, 1, 48, 12, 1, share=2),
+            Tile(1, 1, 64, 7, 2, True, 2),
+            Tile(4, 1, 80, 4, 1),
+            Tile(2, 1, 64, 7, 4, True, 2),
+        ),
+    },
+}
+
+
 @cache
 def choose(num_rows: int, out_size: int, in_size: int, gated: bool) -> Tile | None:
     """The tile for a product; None = the matrix library is to do it."""
@@ -119,6 +171,24 @@ def choose(num_rows: int, out_size: int, in_size: int, gated: bool) -> Tile | No
     nearest = min(table[bound], key=distance)
     tile = table[bound][nearest]
     return tile if distance(nearest) < LIKE and in_size >= 128 * tile.split else None
+
+
+@cache
+def choose_joined(num_rows: int, qkv_size: int, hidden_size: int, heads_size: int, inner_size: int) -> Joined | None:
+    """Tiles for products that do their neighbours' norms; None = each is to be done by itself. heads_size: inputs of the product after attention."""
+    bound = min((rows for rows in JOINED if rows >= num_rows), default=None)
+    if bound is None or num_rows < LEAST_JOINED or (qkv_size | hidden_size | heads_size | inner_size) % 8:
+        return None
+    sizes = qkv_size, hidden_size, inner_size
+
+    def distance(known: tuple[int, int, int]) -> float:
+        return max(abs(log2(a / b)) for a, b in zip(sizes, known, strict=True))
+
+    nearest = min(JOINED[bound], key=distance)
+    joined = JOINED[bound][nearest]
+    inputs = zip(joined, (hidden_size, heads_size, hidden_size, inner_size), strict=True)
+    fitting = all(tile is None or size >= 128 * tile.split for tile, size in inputs)
+    return joined if distance(nearest) < LIKE and fitting else None
 
 
 @cache
