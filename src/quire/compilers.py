@@ -33,6 +33,7 @@ LEAST_CORES = 4  # with fewer, other processes would only slow the start
 ANSWER_SECONDS = 30.0  # a kernel takes 0.3 to 3
 CORES_LEFT = 2  # to who asks
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 1 << 20  # room for all requests of a start, if it is slow to read them
+NICE = 5  # kernels that the asking process compiles itself take longer
 IDLE_SECONDS = 120.0
 
 Request = Mapping[str, Any]
@@ -187,6 +188,7 @@ class Forks:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.nice(NICE)
             self._compiler.compile(**request)
             code = 0
         finally:
