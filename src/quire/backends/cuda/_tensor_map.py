@@ -11,7 +11,7 @@ from quire.backends.cuda._driver import _check, _library
 TILE_COLUMNS = 64  # of 2 bytes
 # Numbers of cuda.h.
 ELEMENTS = {torch.float16: 6, torch.bfloat16: 9}
-SWIZZLE_64_BYTES, SWIZZLE_128_BYTES, PROMOTE_TO_256_BYTES = 2, 3, 3
+SWIZZLE_128_BYTES, PROMOTE_TO_256_BYTES = 3, 3
 
 
 class TensorMap(ctypes.Structure):
@@ -30,18 +30,14 @@ def tensor_map(matrix: Tensor, tile_rows: int) -> TensorMap:
 def boxes(
     address: int, dtype: torch.dtype, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
 ) -> TensorMap:
-    """Boxes of the tensor at `address`: sizes from the innermost dimension on, strides (in values) from the next on.
-
-    Rows of a box are 64 or 128 bytes, and swizzled over as many.
-    """
+    """Boxes of the tensor at `address`: sizes from the innermost dimension on, strides (in values) from the next on."""
     rank = len(sizes)
-    swizzle = SWIZZLE_64_BYTES if box[0] == 32 else SWIZZLE_128_BYTES
     room = ctypes.create_string_buffer(192)
     aligned = (ctypes.addressof(room) + 63) // 64 * 64
     code = _library().cuTensorMapEncodeTiled(
         ctypes.c_void_p(aligned), ELEMENTS[dtype], rank, ctypes.c_void_p(address), (ctypes.c_uint64 * rank)(*sizes),
         (ctypes.c_uint64 * (rank - 1))(*(2 * s for s in strides)), (ctypes.c_uint32 * rank)(*box),
-        (ctypes.c_uint32 * rank)(*[1] * rank), 0, swizzle, PROMOTE_TO_256_BYTES, 0,
+        (ctypes.c_uint32 * rank)(*[1] * rank), 0, SWIZZLE_128_BYTES, PROMOTE_TO_256_BYTES, 0,
     )  # fmt: skip
     _check(code, f"tensor map of {sizes}")
     return TensorMap.from_buffer_copy(ctypes.string_at(aligned, 128))

@@ -17,6 +17,6 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tile = choose(x.shape[0], *weight.shape, True) if x.shape[0] > 1 else None
     if tile and _product.fits(x, weight, bias):
         return _product.multiply(x, weight, bias, tile, gated=True)
-    if _tall_product.takes(x, weight, bias, gated=True):
-        return _tall_product.multiply(x, weight, bias, _tall_product.GATED, gated=True)
+    if _tall_product.takes(x, weight, bias):
+        return _tall_product.multiply(x, weight, bias)
     return linear_silu_mul.run(x, weight, bias)

@@ -1,13 +1,12 @@
-// out = x @ weight^T (+ bias), or silu(gate) * up of it, for a thousand rows or more: bound by the matrix units and by the energy that
-// feeds them.
+// out = round(silu(round(gate))) * round(up), gate and up the halves of x @ weight^T (+ bias), for a thousand rows or more: bound by the
+// matrix units and by the energy that feeds them.
 //
-// A persistent program takes tiles of BM = 64 * GROUPS rows and BN columns one after another. One thread of its first warpgroup asks the
-// copy engine for tiles of x and of the weight, STAGES deep, over the ends of tiles; GROUPS warpgroups multiply, 64 rows each. CLUSTER
-// programs, one below another, share each tile of the weight: each asks for its part, for all of them. Sums leave as rounded results
-// through shared memory, CHUNK columns at a time; a warpgroup does that while the others still multiply. Tiles come in bands of BAND
-// clusters' rows, so that what the device reads at a time stays in its L2.
+// A persistent program takes tiles of BM = 64 * GROUPS rows and BN / 2 columns of gate and of up one after another. One thread of its
+// first warpgroup asks the copy engine for tiles of x and of the weight, STAGES deep, over the ends of tiles; GROUPS warpgroups multiply,
+// 64 rows each. CLUSTER programs, one below another, share each tile of the weight: each asks for its part, for all of them. Results leave
+// through shared memory, 64 columns at a time. Tiles come in bands of BAND clusters' rows, so that what the device reads at a time stays in
+// its L2.
 //
-// GATED   weight has 2 * out_size rows, and out = round(silu(round(gate))) * round(up); a tile is BN / 2 columns of each
 // BIAS    whether there is one
 // F16     float16 in place of bfloat16
 //
@@ -20,15 +19,14 @@ typedef unsigned short u16;
 #define DEVICE __device__ __forceinline__
 
 constexpr int BM = 64 * GROUPS, BK = 64, THREADS = 128 * (GROUPS + 1);
-constexpr int OUTS = GATED ? BN / 2 : BN;  // columns of a tile that are stored
+constexpr int OUTS = BN / 2;  // columns of a tile's results
 constexpr int PARTS = CLUSTER > 2 ? CLUSTER : 2, PART = BN / PARTS;  // pieces in which a tile of the weight comes, and their rows
 constexpr int X_BYTES = BM * 128, W_BYTES = BN * 128, STAGE_BYTES = X_BYTES + W_BYTES;
-constexpr int CHUNK = OUTS % 64 ? 32 : 64;  // columns that leave at a time
-constexpr int BUFFER_BYTES = 64 * CHUNK * 2, BUFFERS = 128 / CHUNK;  // of a warpgroup: chunks of its 64 rows on their way
+constexpr int BUFFER_BYTES = 64 * 64 * 2, BUFFERS = 2;  // of a warpgroup: 64 columns of its rows on their way, and how many times
 constexpr u32 STORES = STAGES * STAGE_BYTES, FULL = STORES + GROUPS * BUFFERS * BUFFER_BYTES, EMPTY = FULL + 8 * STAGES;
 constexpr int LOADING_REGISTERS = 40, MULTIPLYING_REGISTERS = 232;  // 64 Ki in all
 constexpr u64 EVICT_FIRST = 0x12F0000000000000ull;
-static_assert(EMPTY + 8 * STAGES == SHARED_BYTES);
+static_assert(EMPTY + 8 * STAGES == SHARED_BYTES && OUTS % 64 == 0 && OUTS % PART == 0);
 
 struct alignas(64) TensorMap {
     char bytes[128];
@@ -148,7 +146,7 @@ DEVICE void load(const TensorMap& x_map, const TensorMap& w_map, const Sizes& si
         find_tile(sizes, index, m, n);
         const int row = (m * CLUSTER + rank) * BM;
         const auto weight_row = [&](int part) {
-            return GATED ? n * OUTS + part * PART % OUTS + (part * PART / OUTS) * sizes.out_size : n * OUTS + part * PART;
+            return n * OUTS + part * PART % OUTS + (part * PART / OUTS) * sizes.out_size;
         };
         const int own_row = weight_row(rank), other_row = weight_row(1);
         for (int k = 0; k < sizes.k_tiles; k++) {
@@ -169,48 +167,46 @@ DEVICE void load(const TensorMap& x_map, const TensorMap& w_map, const Sizes& si
 
 // Two neighbouring results of the columns from 8 j on; e = 0: of the thread's first row, 2: of its second.
 DEVICE u32 finish(const float (&acc)[BN / 2], int j, int e, float2 bias, float2 up_bias) {
-    float2 v = {acc[4 * j + e], acc[4 * j + e + 1]};
-    if (BIAS) v.x += bias.x, v.y += bias.y;
-    u32 out = pack(v.x, v.y);
-    if (GATED) {
-        float2 up = {acc[(4 * j + e + BN / 4) % (BN / 2)], acc[(4 * j + e + 1 + BN / 4) % (BN / 2)]};
-        if (BIAS) up.x += up_bias.x, up.y += up_bias.y;
-        const float2 g = unpack(out), u = unpack(pack(up.x, up.y)), a = unpack(pack(silu(g.x), silu(g.y)));
-        out = pack(a.x * u.x, a.y * u.y);
-    }
-    return out;
+    const float* gate = &acc[4 * j + e];
+    const float* up = &acc[4 * j + e + BN / 4];
+    float2 g = {gate[0], gate[1]}, u = {up[0], up[1]};
+    if (BIAS) g.x += bias.x, g.y += bias.y, u.x += up_bias.x, u.y += up_bias.y;
+    g = unpack(pack(g.x, g.y));
+    u = unpack(pack(u.x, u.y));
+    const float2 a = unpack(pack(silu(g.x), silu(g.y)));
+    return pack(a.x * u.x, a.y * u.y);
 }
 
-// Sums of a warpgroup to `out`, by way of its buffers, which take turns.
+// Results of a warpgroup to `out`, by way of its buffers, which take turns.
 DEVICE void store(const float (&acc)[BN / 2], const TensorMap& out_map, const u16* bias, const Sizes& sizes, u32 stores, int group, u32& turn,
                   int column0, int row) {
     const int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
-    const int line = thread / 32 * 16 + lane % 16, swizzle = CHUNK == 64 ? line % 8 : line / 2 % 4;  // whose address this lane gives
+    const int line = thread / 32 * 16 + lane % 16, swizzle = line % 8;  // of the 16 bytes whose address this lane gives
 #pragma unroll
-    for (int chunk = 0; chunk < OUTS / CHUNK; chunk++) {
+    for (int chunk = 0; chunk < OUTS / 64; chunk++) {
         const u32 buffer = stores + turn * BUFFER_BYTES;
         if (thread == 0) stores_read<BUFFERS - 1>();
         meet(group);
 #pragma unroll
-        for (int i = 0; i < CHUNK / 16; i++) {
-            const int j = CHUNK / 8 * chunk + 2 * i;
+        for (int i = 0; i < 4; i++) {
+            const int j = 8 * chunk + 2 * i;
             float2 biases[2] = {}, up_biases[2] = {};
             if (BIAS) {
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
                     const int column = min(column0 + 8 * (j + c) + 2 * (lane % 4), sizes.out_size - 2);
                     biases[c] = load_pair(bias + column);
-                    if (GATED) up_biases[c] = load_pair(bias + sizes.out_size + column);
+                    up_biases[c] = load_pair(bias + sizes.out_size + column);
                 }
             }
             asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
-                         ::"r"(buffer + line * (2 * CHUNK) + (((2 * i + lane / 16) ^ swizzle) * 16)),
+                         ::"r"(buffer + line * 128 + (((2 * i + lane / 16) ^ swizzle) * 16)),
                          "r"(finish(acc, j, 0, biases[0], up_biases[0])), "r"(finish(acc, j, 2, biases[0], up_biases[0])),
                          "r"(finish(acc, j + 1, 0, biases[1], up_biases[1])), "r"(finish(acc, j + 1, 2, biases[1], up_biases[1])) : "memory");
         }
         fence_async();
         meet(group);
-        if (thread == 0) store_tile(buffer, &out_map, column0 + CHUNK * chunk, row);
+        if (thread == 0) store_tile(buffer, &out_map, column0 + 64 * chunk, row);
         turn = turn + 1 == BUFFERS ? 0 : turn + 1;
     }
 }
