@@ -90,7 +90,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("decode_steps", "row.new_block_ids + block_ids", "block_ids"),
     ("decode_steps", "            sequence.num_computed_tokens += count\n", "            pass\n"),
     ("decode_steps", "for row in batch.scheduled]\n    return", "for row in batch.scheduled if row.seq_id in rows]\n    return"),
-    ("decode_steps", "MIN_LIVE_SHARE = 7 / 8", "MIN_LIVE_SHARE = 1 / 99"),
+    ("decode_steps", "config.padded_rows(num_live) < config.padded_rows(len(sequences))", "False"),
     ("scheduler", "one_token_each = len(step.rows) == self._num_step_tokens", "one_token_each = True"),
     ("scheduler", "needs <= self.pool.num_free and ", ""),
     ("scheduler", "return sequence.goes_unattended and not under_way", "return sequence.goes_unattended"),

@@ -71,6 +71,7 @@ class Walk:
             enable_chunked_prefill=draw.random() < 0.7,
             max_num_queued_reqs=draw.choice((None, None, 2)),
             max_decode_steps=draw.choice((1, 2, 4)) if self.greedy else 0,
+            decode_sizes=draw.choice(((), (4,), (1, 3, 6))),
         )
 
     def add(self) -> None:

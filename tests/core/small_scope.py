@@ -227,7 +227,7 @@ SCOPES: tuple[dict[str, object], ...] = (
     {"max_num_batched_tokens": 2, "policy": "priority"},
     {"max_num_batched_tokens": 3, "enable_prefix_caching": False},
     {"max_num_batched_tokens": 3, "enable_chunked_prefill": False, "max_num_seqs": 2},
-    {"max_num_batched_tokens": 3, "max_decode_steps": 2},
+    {"max_num_batched_tokens": 3, "max_decode_steps": 2, "decode_sizes": (1, 3)},
 )
 
 

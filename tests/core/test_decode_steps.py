@@ -16,7 +16,7 @@ def harness(**changes) -> Harness:
         "max_model_len": 100,
         **changes,
     }
-    return Harness(SchedulerConfig(**{"max_decode_steps": 4, **fields}))
+    return Harness(SchedulerConfig(**{"max_decode_steps": 4, "decode_sizes": (1, 2, 6, 8), **fields}))
 
 
 def greedy(name: str, prompt: list[int], **params):
@@ -241,11 +241,11 @@ def test_who_waits_for_want_of_blocks_stops_nobody() -> None:
     h.drain()
 
 
-def test_when_more_than_an_eighth_of_the_rows_have_ended_the_others_go_on_without_them() -> None:
-    h = decoding(harness(max_num_batched_tokens=64), "abcdefgh")
+def test_when_so_many_rows_have_ended_that_a_smaller_batch_serves_the_others_go_on_without_them() -> None:
+    h = decoding(harness(max_num_batched_tokens=64, decode_sizes=(1, 6, 9)), "abcdefgh")
     h.abort("a")
     h.schedule_ahead()
-    assert h.ahead is not None
+    assert (rows(h.ahead), h.ahead.follows) == ([(0, 0), *((i, 4) for i in range(1, 8))], True)
     h.commit()
     h.abort("b")
     h.schedule_ahead()

@@ -22,6 +22,7 @@ configs = st.builds(
     max_model_len=st.sampled_from((1000, 10, 20)),
     excess=st.sampled_from((0, 0, 3)),
     max_decode_steps=st.sampled_from((0, 0, 2, 4)),
+    decode_sizes=st.sampled_from(((), (4,), (1, 3, 6))),
     policy=st.sampled_from(("fcfs", "priority")),
     enable_prefix_caching=st.booleans(),
     enable_chunked_prefill=st.booleans(),

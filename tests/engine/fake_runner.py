@@ -35,7 +35,7 @@ class FakeRunner:
         self, config: EngineConfig, num_blocks: int = 64, fails: Callable[[list[NewSequence]], None] | None = None
     ):
         self.num_blocks = num_blocks
-        self.max_decode_steps = 0
+        self.max_decode_steps, self.decode_sizes = 0, ()
         self.block_size = config.block_size
         self.max_num_seqs = config.max_num_seqs
         self.slots: dict[int, int] = {}

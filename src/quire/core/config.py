@@ -1,5 +1,6 @@
 """SchedulerConfig: the numbers that bound the scheduler. SchedulerStats: the numbers it shows."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from quire.errors import ConfigError
@@ -21,6 +22,7 @@ class SchedulerConfig:
     max_num_queued_reqs      requests that may wait beyond those for which a seat is free; None = no limit
     max_num_tokens_with_decoding  tokens computed in a step that decodes too: longer steps would keep those sequences waiting
     max_decode_steps         decoding steps that the runner does in a row without a word from the host; 0 = it cannot
+    decode_sizes             rows that it pads decoding steps to, rising; with more it pads to nothing
     Raises ConfigError naming the flag.
     """
 
@@ -35,6 +37,7 @@ class SchedulerConfig:
     max_num_queued_reqs: int | None = None
     max_num_tokens_with_decoding: int = 2**31
     max_decode_steps: int = 0
+    decode_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         names = (
@@ -60,6 +63,11 @@ class SchedulerConfig:
     def tokens_beside(self, num_decoding: int) -> int:
         """Tokens of prompts that a step may compute beside so many sequences that decode; some in any case, or prompts would wait for ever."""
         return max(self.max_num_tokens_with_decoding - num_decoding, self.max_num_tokens_with_decoding // 4, 1)
+
+    def padded_rows(self, num_rows: int) -> int:
+        """Rows that a decoding step of `num_rows` has in truth."""
+        index = bisect_left(self.decode_sizes, num_rows)
+        return self.decode_sizes[index] if index < len(self.decode_sizes) else num_rows
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""

@@ -5,10 +5,9 @@ vain, and what they wrote lies past its end, where nobody reads.
 """
 
 from quire.core.batch import Batch, ScheduledSequence
+from quire.core.config import SchedulerConfig
 from quire.core.kv_manager import KVManager
 from quire.core.sequence import Sequence
-
-MIN_LIVE_SHARE = 7 / 8  # of the rows of a batch; with fewer, a smaller batch costs less than steps under way save
 
 
 def lengthen(rows: dict[int, ScheduledSequence], running: dict[int, Sequence], kv: KVManager, max_steps: int) -> int:
@@ -30,11 +29,13 @@ def lengthen(rows: dict[int, ScheduledSequence], running: dict[int, Sequence], k
     return 1 + max(count for _, count in more)
 
 
-def follow(batch: Batch, running: dict[int, Sequence], kv: KVManager, max_steps: int) -> Batch | None:
-    """Decoding steps after those of `batch`, with the same rows. None if blocks lack or too few rows would go on."""
+def follow(batch: Batch, running: dict[int, Sequence], kv: KVManager, config: SchedulerConfig) -> Batch | None:
+    """Decoding steps after those of `batch`, with the same rows, of which those that have ended rest. None if blocks lack, or if the
+    others alone would make a batch that costs less."""
     sequences = [running.get(row.seq_id) for row in batch.scheduled]
-    more = [(s, min(max_steps, s.num_left)) for s in sequences if s is not None]
-    if sum(count > 0 for _, count in more) < len(sequences) * MIN_LIVE_SHARE:
+    more = [(s, min(config.max_decode_steps, s.num_left)) for s in sequences if s is not None]
+    num_live = sum(count > 0 for _, count in more)
+    if not num_live or config.padded_rows(num_live) < config.padded_rows(len(sequences)):
         return None
     new_block_ids = _take(more, kv)
     if new_block_ids is None:

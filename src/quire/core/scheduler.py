@@ -170,7 +170,7 @@ class Scheduler:
             return None
         newcomer = self._next_to_admit()
         if newcomer is None and self._in_flight[0].decode_steps:
-            batch = follow(self._in_flight[0], self._running, self.kv, self.config.max_decode_steps)
+            batch = follow(self._in_flight[0], self._running, self.kv, self.config)
             if batch is not None:
                 return self._send(batch)
         if not self._goes_ahead(newcomer):

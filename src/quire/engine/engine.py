@@ -42,7 +42,8 @@ class Engine:
         self.config = config
         self.runner = runner
         self.num_blocks = runner.num_blocks - 1  # block 0 is padding's
-        self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks, runner.max_decode_steps))
+        sizes = tuple(runner.decode_sizes)
+        self.scheduler = Scheduler(scheduler_config(config, runner.num_blocks, runner.max_decode_steps, sizes))
         self._executor = Executor(runner, platform, self.scheduler.rows_of)
         self._throughput = ThroughputLog() if log_stats else None
         self._flight: Flight | None = None  # a batch that nobody has waited for
@@ -135,7 +136,9 @@ class Engine:
             gc.set_threshold(*self._thresholds)
 
 
-def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: int = 0) -> SchedulerConfig:
+def scheduler_config(
+    config: EngineConfig, num_blocks: int, max_decode_steps: int = 0, decode_sizes: tuple[int, ...] = ()
+) -> SchedulerConfig:
     """The scheduler's part of the configuration."""
     return SchedulerConfig(
         num_blocks=num_blocks,
@@ -149,4 +152,5 @@ def scheduler_config(config: EngineConfig, num_blocks: int, max_decode_steps: in
         enable_chunked_prefill=config.enable_chunked_prefill,
         max_num_queued_reqs=config.max_num_queued_reqs,
         max_decode_steps=max_decode_steps,
+        decode_sizes=decode_sizes,
     )

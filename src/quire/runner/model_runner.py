@@ -29,7 +29,7 @@ from quire.runner.decode_loop import DecodeLoop
 from quire.runner.device_sampler import DeviceSampler
 from quire.runner.flight import ALL_FORBIDDEN, NO_TOKEN, NOT_FINITE, Flight
 from quire.runner.grammars import Grammars
-from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, padded_size, padded_step
+from quire.runner.graphs import GraphPool, GraphStore, Size, StepGraphs, graph_sizes, padded_size, padded_step
 from quire.runner.kv_cache import KVCache
 from quire.runner.logprobs import columns_of
 from quire.runner.memory_plan import GIB, MemoryPlan, model_bytes, plan_memory
@@ -155,6 +155,11 @@ class ModelRunner:
     def max_decode_steps(self) -> int:
         """Decoding steps that `start` takes at once; 0 = use `execute`."""
         return 0 if self.loop is None else self.loop.max_steps
+
+    @property
+    def decode_sizes(self) -> list[int]:
+        """Rows that decoding steps are padded to."""
+        return [] if self.loop is None else graph_sizes(self.config.max_num_seqs)
 
     @torch.inference_mode()
     def start(self, batch: Batch) -> Flight:
