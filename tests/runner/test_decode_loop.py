@@ -120,6 +120,24 @@ def test_steps_do_overlap_and_rows_that_ended_rest(folder: Path, monkeypatch: py
     assert max(batch.decode_steps for batch in batches) == 8
 
 
+def test_the_next_smaller_size_is_captured_before_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire.runner.decode_loop.LEAST_AHEAD", 1)
+    asked = [
+        Request(f"r{i}", [i, 5], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)) for i in range(5)
+    ]
+    engine = engine_for(folder, RecordingPlatform())
+    for request in asked:
+        engine.add(request)
+    got = drain(engine)
+    assert engine.runner.loop is not None
+    assert engine.runner.loop.captured_sizes == [
+        (4, 4),
+        (8, 8),
+    ]  # five rows at every step, and soon there might be four
+    engine.close()
+    assert got == answers(folder, CpuPlatform(), asked)
+
+
 def test_tokens_drawn_on_the_device_are_those_that_the_host_draws(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,13 +24,15 @@ from quire.ops.sample_tokens import NUM_CONTROLS, Scores
 from quire.platform.base import Platform
 from quire.runner.device_sampler import GREEDY, DeviceSampler, Manner, make_scores, send_scores
 from quire.runner.flight import BATCHES_UNDER_WAY, NOT_FINITE, Flight
-from quire.runner.graphs import GraphPool, GraphStore, Size, padded_size
+from quire.runner.graphs import GraphPool, GraphStore, Size, next_smaller, padded_size
 from quire.runner.philox import uniforms
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import Rows, SequenceTable
 
 IDS, POSITIONS, LIMITS, FAILED, ROWS = range(5)
 NOT_KNOWN = -1  # in place of an id, on its way to the device
+SOON = 1.25  # times the rows of a size: with so few it is captured ahead
+LEAST_AHEAD = 16  # rows; steps of fewer are few kernels
 
 
 class DecodeLoop:
@@ -118,8 +120,10 @@ class DecodeLoop:
             num_top = self.manner.num_top
             scores = send_scores(self._scores[num_top], host.scores_for(num_top), batch.decode_steps)
         self._leave_ids()
+        done = self._platform.mark()
+        self._capture_ahead(size, int((counts > 0).sum()))
         lives, num_logprobs = self.table.lives[self._rows], self.sampling.num_logprobs[self._rows]
-        return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, self._platform.mark())
+        return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, done)
 
     def close(self) -> None:
         """Frees the graphs and their memory."""
@@ -207,6 +211,18 @@ class DecodeLoop:
         if self.manner not in self._graphs:
             self._graphs[self.manner] = GraphStore(self._platform, self._pool)
         self._graphs[self.manner].run((size, size), lambda: self._work(size))
+
+    def _capture_ahead(self, size: int | None, num_live: int) -> None:
+        """Captures the steps of the next smaller size if the rows that go on will soon be so few: now the device is busy with what it has
+        been asked for, then it would wait. After that every row has reached its limit and rests, so a step more does nothing."""
+        if size is None or self._pool is None or self.manner != GREEDY:
+            return
+        smaller = next_smaller(size, self._num_rows)
+        if smaller is None or smaller < LEAST_AHEAD or num_live > smaller * SOON:
+            return
+        if (smaller, smaller) not in self._graphs[GREEDY].sizes:
+            self._step.zero_()
+            self._do_step(smaller, smaller)
 
     def _work(self, size: int) -> None:
         """One step of the first `size` rows."""

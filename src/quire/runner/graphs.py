@@ -168,6 +168,13 @@ def padded_size(num_sequences: int, max_num_seqs: int) -> int | None:
     return sizes[index] if index < len(sizes) else None
 
 
+def next_smaller(size: int, max_num_seqs: int) -> int | None:
+    """The size below one that `padded_size` gave."""
+    sizes = graph_sizes(max_num_seqs)
+    index = bisect_left(sizes, size)
+    return sizes[index - 1] if index else None
+
+
 def padded_step(num_tokens: int, num_sequences: int, most: Size) -> Size | None:
     """(tokens, sequences) that a step with prompts is padded to, the first more than the second; None = it is too large.
 
