@@ -60,7 +60,12 @@ LATER_SECONDS = 2.0  # after the start: compilers would hold the interpreter whi
 SWITCH_SECONDS = (
     0.0005  # turns of threads while compiling: at Python's 5 ms, each call that lets others run waits for all of them
 )
-PROMPT_STEPS = ((16, 1), (128, 2), (2048, 1))  # tokens, sequences
+PROMPT_STEPS = (
+    (16, 1, False),
+    (128, 2, False),
+    (2048, 1, False),
+    (2048, 1, True),
+)  # tokens, sequences, as the last layer does it
 NUM_BLOCKS = 4
 DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the same
 
@@ -198,7 +203,7 @@ class DrySteps:
         _lend_memory(model, device)
         whole = WholeStep(model, self.ops)
 
-        def prompts(size: tuple[int, int]) -> Tensor:
+        def prompts(size: tuple[int, int, bool]) -> Tensor:
             fwd = _prompt_step(*size, kv_caches)
             hidden = model(fwd.input_ids, fwd.positions, fwd)
             return self.ops.greedy(model.compute_logits(hidden[fwd.logits_indices]))
@@ -239,7 +244,7 @@ def _lend_memory(model: nn.Module, device: torch.device) -> None:
             module.register_buffer(name, lent(buffer), persistent=False)
 
 
-def _prompt_step(num_tokens: int, num_seqs: int, kv_caches: list[Tensor]) -> ForwardBatch:
+def _prompt_step(num_tokens: int, num_seqs: int, narrow: bool, kv_caches: list[Tensor]) -> ForwardBatch:
     def make(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=kv_caches[0].device)
 
@@ -254,4 +259,5 @@ def _prompt_step(num_tokens: int, num_seqs: int, kv_caches: list[Tensor]) -> For
         max_query_len=num_tokens // num_seqs,
         max_seq_len=num_tokens // num_seqs,
         kv_caches=kv_caches,
+        last_rows=make(num_seqs) if narrow else None,
     )
