@@ -8,7 +8,13 @@
 struct uint2 { u32 x, y; };
 struct int4 { int x, y, z, w; };
 static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
-static float2 make_float2(float x, float y) { return {x, y}; }
+// These under names of their own: ptx.cuh has what sampling needs of them.
+#define make_float2 two_floats
+#define make_float4 four_floats
+#define atomicAdd add_at
+static float2 two_floats(float x, float y) { return {x, y}; }
+static float4 four_floats(float x, float y, float z, float w) { return {x, y, z, w}; }
+template <class T> static T add_at(T* target, T v) { return (*target += v) - v; }
 template <class T> static T __ldcg(const T* p) { return *p; }
 template <class T> static T __ldg(const T* p) { return *p; }
 static void __threadfence() {}
