@@ -21,7 +21,7 @@ def first_tokens(folder: Path, platform: CpuPlatform, **params: float) -> tuple[
     engine = engine_for(folder, platform, max_num_seqs=64, max_num_batched_tokens=512, num_gpu_blocks_override=2000)
     engine.add(Request("all", PROMPT, SamplingParams(temperature=0.0, max_tokens=1, logprobs=-1)))
     (output,) = engine.step()
-    entry = output.logprobs[0]
+    (entry,) = output.logprobs
     logprobs = np.zeros(VOCAB_SIZE)
     logprobs[entry.token_ids] = entry.logprobs
     for seed in range(NUM_DRAWS):
