@@ -135,7 +135,7 @@ def emulate(
     ids=str,
 )
 def test_kernels_on_the_cpu(emulate, heads, kv_heads, head_size, block_size, dtype, tiling):
-    lens = [1, 2, 15, 16, 17, 0, 33, 65, 127, 128, 129, 257, 300, 600, 0, 1100]
+    lens = [1, 2, 16, 17, 0, 127, 128, 129, 300, 0, 520]
     kind = split.Kind(head_size, heads // kv_heads, kv_heads, block_size, dtype == torch.bfloat16, tiling)
     emulate(kind)
     inputs, plain = decoding((lens, heads, kv_heads, head_size, block_size), dtype, "cpu")

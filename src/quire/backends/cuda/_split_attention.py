@@ -191,7 +191,7 @@ def _plan(fwd: ForwardBatch) -> tuple[Plan, bool]:
         return plan, False
     rows = fwd.num_sequences
     split_keys, most_splits = splits(rows)
-    most_splits = min(most_splits, -(-fwd.max_seq_len // split_keys))
+    most_splits = min(most_splits, max(1, -(-fwd.max_seq_len // split_keys)))
     items = torch.empty(4 + ITEM_WORDS * rows * most_splits, dtype=torch.int32, device=fwd.device)
     arguments = PlanArguments(
         fwd.query_start_loc.data_ptr(), fwd.seq_lens.data_ptr(), items.data_ptr(), rows, split_keys, most_splits
