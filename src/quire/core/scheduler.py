@@ -41,7 +41,7 @@ from quire.errors import InvalidRequest, QueueFull
 __all__ = ["MAX_PREEMPTIONS", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 MAX_PREEMPTIONS = 3
-MAX_PASSED = 256  # newcomers a step that let others pass: each costs a look into the cache
+MAX_LOOKED_UP = 8192  # blocks of newcomers that let others pass, in a step: some milliseconds
 
 
 class Scheduler:
@@ -353,7 +353,8 @@ class Scheduler:
     def _admit(self, step: Step) -> None:
         begun = self.kv.begun(self._running.values()) if self._waiting else set()
         passed: list[Sequence] = []
-        while step.budget and len(self._running) < self.config.max_num_seqs and len(passed) < MAX_PASSED:
+        num_looked_up = 0
+        while step.budget and len(self._running) < self.config.max_num_seqs and num_looked_up < MAX_LOOKED_UP:
             sequence = self._waiting.peek()
             if sequence is None or self._is_stuck(sequence) or (self._in_flight and not self._joins_ahead(sequence)):
                 break
@@ -361,6 +362,7 @@ class Scheduler:
             if not sequence.num_preemptions and self.kv.is_begun(sequence, found, begun):
                 self._waiting.pop(Status.WAITING)
                 passed.append(sequence)
+                num_looked_up += 8 + len(found)
             elif self._place(sequence, found, step):
                 begun |= self.kv.begun((sequence,))
             else:
