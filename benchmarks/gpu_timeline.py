@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import shapes
@@ -179,9 +180,12 @@ def measure(shape: str, options: argparse.Namespace) -> None:
 
     scheduler = llm.llm_engine.engine.scheduler
 
-    def run(lengths_in: list[int], lengths_out: list[int]) -> float:
+    kinds = {"greedy": {"temperature": 0.0}, "sampled": SAMPLED}
+    if not options.sampled:
+        kinds = {f"temperature {options.temperature}": {"temperature": options.temperature}}
+
+    def run(lengths_in: list[int], lengths_out: list[int], more: dict[str, Any]) -> float:
         inputs = [{"prompt_token_ids": shapes.random_ids(rng, n)} for n in lengths_in]
-        more = SAMPLED if options.sampled else {"temperature": options.temperature}
         params = [SamplingParams(max_tokens=n, ignore_eos=True, detokenize=False, **more) for n in lengths_out]
         for store in (timeline.parts, timeline.calls, timeline.works):
             store.clear()
@@ -189,17 +193,20 @@ def measure(shape: str, options: argparse.Namespace) -> None:
         llm.generate(inputs, params, use_tqdm=False)
         return time.perf_counter() - begin
 
-    run([16], [8])
-    run([128], [40])
+    for more in kinds.values():
+        run([16], [8], more)
+        run([128], [40], more)
     if options.longest_first:
         order = sorted(range(len(num_out)), key=lambda i: -num_out[i])
         num_in, num_out = [num_in[i] for i in order], [num_out[i] for i in order]
     bounds = {"max_num_seqs": options.seats, "max_num_batched_tokens": options.step_tokens}
     scheduler.config = replace(scheduler.config, **{name: value for name, value in bounds.items() if value})
-    for number in range(options.runs):
-        seconds = run(num_in, num_out)
-        print(f"== {shape}, chat run {number + 1}: {seconds:.3f} s, {len(num_in) / seconds:.1f} requests/s", flush=True)
-        report(timeline, seconds, options.csv and f"{options.csv}.{shape}.{number + 1}.csv")
+    for number, (kind, more) in product(range(options.runs), kinds.items()):
+        seconds = run(num_in, num_out, more)
+        print(
+            f"== {shape}, {kind}, run {number + 1}: {seconds:.3f} s, {len(num_in) / seconds:.1f} requests/s", flush=True
+        )
+        report(timeline, seconds, options.csv and f"{options.csv}.{shape}.{kind}.{number + 1}.csv")
     llm.close()
 
 
@@ -207,13 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shapes", nargs="*", help="0.5b 1.5b 7b; default: 0.5b")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--sampled", action="store_true", help="with every kind of sampling option")
+    parser.add_argument(
+        "--sampled", action="store_true", help="greedy, and beside it with every kind of sampling option"
+    )
     parser.add_argument("--runs", type=int, default=2, help="the first one captures graphs on its way")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seats", type=int, help="sequences computed at once")
     parser.add_argument("--step-tokens", type=int, help="tokens computed in one step")
     parser.add_argument("--longest-first", action="store_true", help="requests in falling order of output length")
-    parser.add_argument("--csv", help="write a line a step to FILE.SHAPE.RUN.csv")
+    parser.add_argument("--csv", help="write a line a step to FILE.SHAPE.KIND.RUN.csv")
     options = parser.parse_args()
     for shape in options.shapes or ["0.5b"]:
         measure(shape, options)

@@ -30,7 +30,7 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Choice, Ops
 from quire.platform import Platform
 from quire.runner.decode_loop import DecodeLoop
-from quire.runner.device_sampler import DRAWING, DeviceSampler
+from quire.runner.device_sampler import DRAWING, FILTERING, DeviceSampler
 from quire.runner.graphs import graph_sizes
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
@@ -227,6 +227,9 @@ class DrySteps:
         yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
         loop.manner = DRAWING
         yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
+        sampler.make_tables(1)
+        loop.manner = FILTERING
+        yield Need.LATER, partial(decode, 1)
 
 
 def _lend_memory(model: nn.Module, device: torch.device) -> None:

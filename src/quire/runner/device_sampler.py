@@ -42,6 +42,7 @@ class Manner:
 
 GREEDY = Manner()
 DRAWING = Manner(draws=True)
+FILTERING = Manner(draws=True, filters=True, penalises=True, weighs_all=True)
 
 
 class DeviceSampler:
@@ -72,6 +73,12 @@ class DeviceSampler:
         wide = random & ((s.top_k[rows] <= 0) | (s.top_k[rows] >= self._vocab_size))
         num_top = -1 if most == NO_LOGPROBS else next(top for top in TOPS if top >= most)
         return Manner(bool(random.any()), True, penalises, bool(wide.any()), num_top)
+
+    def make_tables(self, num_rows: int) -> None:
+        """Room for the counts of so many rows, all 0."""
+        width = self._vocab_size + self._vocab_size % 2
+        self._seen = self._seen.new_zeros(num_rows, -(-width // WORD_BITS))
+        self._counts = self._counts.new_zeros(num_rows, width)[:, : self._vocab_size]
 
     def prepare(self, rows: Rows, num_tokens: NDArray[np.int64]) -> None:
         """Brings the counts of these rows up to what the host knows; the device will choose `num_tokens` [n] more for them."""
@@ -110,10 +117,8 @@ class DeviceSampler:
 
     def _catch_up(self, rows: Rows) -> None:
         table, counted = self._table, self._num_counted
-        if not self._counts.numel():  # a row each of the SequenceTable's, and one for padding
-            shape = len(table.lives) + 1, self._vocab_size + self._vocab_size % 2
-            self._seen = self._seen.new_zeros(shape[0], -(-shape[1] // WORD_BITS))
-            self._counts = self._counts.new_zeros(shape)[:, : self._vocab_size]
+        if not self._counts.numel():
+            self.make_tables(len(table.lives) + 1)  # a row each of the SequenceTable's, and one for padding
         new = rows[self._lives[rows] != table.lives[rows]]
         if len(new):
             (index,) = self._to_device.send(new)

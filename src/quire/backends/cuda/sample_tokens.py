@@ -20,8 +20,8 @@ MIN_CAPABILITY = (8, 0)  # sums over a warp in one instruction begin here
 THREADS, PART, GROUPS = 256, 8192, 64  # of a program; columns, and groups, of a part: as in kernels/sample_row.cuh
 WARPS = THREADS // 32
 POINTERS = (
-    "logits", "controls", "uniforms", "step", "seen", "counts", "table_rows", "peaks", "raw_peaks", "sums", "weights", "ids",
-    "score_ids", "score_logprobs",
+    "logits", "controls", "uniforms", "step", "seen", "counts", "table_rows", "peaks", "sums", "weights", "ids", "score_ids",
+    "score_logprobs",
 )  # fmt: skip
 STRIDES = ("logits", "controls", "uniforms", "seen", "counts", "scores")
 SIZES = ("size", "num_parts", "num_top", "weigh_all")
@@ -74,9 +74,8 @@ def run(
         take(lambda: _compiled(logits.dtype))
     elif num_rows:
         peaks = make(num_parts, GROUPS)
-        raw_peaks = peaks if seen is None or scores is None else make(num_parts, GROUPS)
-        sums, weights = make(num_parts, WARPS, 2), make(num_parts, dtype=torch.int64)
-        tensors = logits, controls, uniforms, step, seen, counts, rows, peaks, raw_peaks, sums, weights, ids
+        sums, weights = make(num_parts, WARPS, 4), make(num_parts, dtype=torch.int64)
+        tensors = logits, controls, uniforms, step, seen, counts, rows, peaks, sums, weights, ids
         one = weight_of_likeliest(size)
         problem = Problem(
             *(None if t is None else t.data_ptr() for t in (*tensors, *(scores or (None, None)))),

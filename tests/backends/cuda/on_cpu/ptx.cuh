@@ -29,7 +29,7 @@ struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 struct Index { int x, y, z; };
-static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static Index threadIdx, blockIdx;
 
 // Where threads wait for each other, and leave values for each other: twice, as one may be a round ahead.
@@ -82,7 +82,27 @@ static u32 __reduce_max_sync(u32, u32 v) {
     const u64* all = meet_warp(v);
     return (u32)*std::max_element(all, all + 32);
 }
-static int atomicAdd(int* target, int v) { return (*target += v) - v; }
+static u32 __reduce_min_sync(u32, u32 v) {
+    const u64* all = meet_warp(v);
+    return (u32)*std::min_element(all, all + 32);
+}
+static int __syncthreads_count(int value) {
+    const u64* all = meet(block, current, value != 0);
+    return (int)std::count(all, all + block.size, 1);
+}
+static int __ffs(u32 v) { return __builtin_ffs((int)v); }
+static int __ffsll(u64 v) { return __builtin_ffsll((i64)v); }
+static u32 atomicMin(u32* target, u32 v) {
+    const u32 before = *target;
+    *target = min(before, v);
+    return before;
+}
+static u32 atomicMax(u32* target, u32 v) {
+    const u32 before = *target;
+    *target = max(before, v);
+    return before;
+}
+template <class T> static T atomicAdd(T* target, T v) { return (*target += v) - v; }
 
 static u32 __float_as_uint(float v) { return (u32)to_word(v); }
 static float __uint_as_float(u32 v) { return from_word<float>(v); }

@@ -19,7 +19,7 @@ constexpr int GROUPS = THREADS / 4;     // of a part: the columns of 4 neighbour
 constexpr u32 ALL = 0xFFFFFFFFu;        // lanes
 constexpr float LOG2_E = 1.4426950408889634f;
 #define CALLED static __device__ __noinline__  // long ones, in many places: inlined they would take seconds to compile
-#define NOTHING __int_as_float(0xff800000)  // -inf
+constexpr float FLOOR = -1e38f;  // below all logits
 
 struct Problem {
     const void* logits;       // [S, V]
@@ -29,9 +29,8 @@ struct Problem {
     const u32* seen;          // [R, W]; null = no row has penalties
     const short* counts;      // [R, V]
     const i64* table_rows;    // [S]
-    float* peaks;             // [S, G] largest value of each group, NaN if a logit is not finite
-    float* raw_peaks;         // [S, G] largest logit of each group; `peaks` itself where no row has penalties
-    float2* sums;             // [S, P, WARPS] largest logit, and sum of exp(logit - that)
+    float* peaks;             // [S, G] largest logit of each group's tokens that are not penalised, NaN if one is not finite
+    float4* sums;             // [S, P, WARPS] largest logit, sum of exp(logit - that), largest value where weigh_all
     i64* weights;             // [S, P] sum of the weights of each part
     i64* ids;                 // [S]
     int* score_ids;           // [K, R, 1 + num_top] rank of the token; ids of the likeliest
@@ -48,7 +47,7 @@ struct Row {
     const short* counts;
     float repetition, frequency, presence;
     int size;
-    bool aligned, penalised;
+    bool aligned, penalised, peaked;  // peaked: no value is above its group's peak
 };
 
 DEVICE double control(const Problem& p, int which, i64 row) { return p.controls[which * p.controls_stride + row]; }
@@ -68,6 +67,7 @@ DEVICE Row row_of(const Problem& p, i64 row) {
         r.presence = (float)control(p, 6, row);
         r.penalised = r.repetition != 1.0f || r.frequency != 0.0f || r.presence != 0.0f;
     }
+    r.peaked = !r.penalised;
     return r;
 }
 
@@ -79,24 +79,51 @@ DEVICE float logit(const Row& r, int column) {
 #endif
 }
 
-// 8 columns from `column` on, a multiple of 8; -inf beyond the last. Returns how many there are.
-DEVICE int load_logits(const Row& r, int column, float (&v)[8]) {
-    const int count = min(max(r.size - column, 0), 8);
-    if (r.aligned && count == 8) {
+// 8 columns from `column` on, a multiple of 8, as they lie in memory; the lowest finite value beyond the last.
+struct Eight {
+    u32 words[FLOAT32 ? 8 : 4];
+};
 #if FLOAT32
-        const float4 a = ((const float4*)((const float*)r.logits + column))[0], b = ((const float4*)((const float*)r.logits + column))[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+#define LOWEST 0xFF7FFFFFu
+#elif F16
+#define LOWEST 0xFBFFu
 #else
-        const uint4 a = *(const uint4*)(r.logits + column);
-        const u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[2 * i] = FROM_HALF(words[i] & 0xFFFF), v[2 * i + 1] = FROM_HALF(words[i] >> 16);
+#define LOWEST 0xFF7Fu
 #endif
+DEVICE float element(const Eight& e, int i) {
+#if FLOAT32
+    return __uint_as_float(e.words[i]);
+#else
+    return FROM_HALF(i % 2 ? e.words[i / 2] >> 16 : e.words[i / 2] & 0xFFFF);
+#endif
+}
+DEVICE Eight load_eight(const Row& r, int column) {
+    Eight e;
+    if (r.aligned && column + 8 <= r.size) {
+        const uint4* from = (const uint4*)(r.logits + column * (FLOAT32 ? 2 : 1));
+#pragma unroll
+        for (int i = 0; i < (FLOAT32 ? 2 : 1); i++) {
+            const uint4 a = from[i];
+            e.words[4 * i] = a.x, e.words[4 * i + 1] = a.y, e.words[4 * i + 2] = a.z, e.words[4 * i + 3] = a.w;
+        }
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = i < count ? logit(r, column + i) : NOTHING;
+        for (int i = 0; i < 8; i++) {
+#if FLOAT32
+            e.words[i] = column + i < r.size ? ((const u32*)r.logits)[column + i] : LOWEST;
+#else
+            const u32 half = column + i < r.size ? r.logits[column + i] : LOWEST;
+            e.words[i / 2] = i % 2 ? e.words[i / 2] | half << 16 : half;
+#endif
+        }
     }
-    return count;
+    return e;
+}
+DEVICE int load_logits(const Row& r, int column, float (&v)[8]) {
+    const Eight e = load_eight(r, column);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = element(e, i);
+    return min(max(r.size - column, 0), 8);
 }
 
 // A bit for each of 8 columns whose token has been seen and is penalised.
@@ -123,6 +150,21 @@ DEVICE int load_values(const Row& r, int column, float (&v)[8]) {
     return count;
 }
 
+// The largest value of this warp's columns of a part.
+CALLED float largest_value(const Row& r, int column) {
+    float most = FLOOR;
+#pragma unroll 1
+    for (int load = 0; load < LOADS; load++) {
+        float v[8];
+        load_values(r, column + load * TILE, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = fmaxf(most, v[i]);
+    }
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, step));
+    return most;
+}
+
 // Floats as integers in the same order, and back.
 DEVICE u32 order(float v) {
     const u32 bits = __float_as_uint(v);
@@ -132,7 +174,7 @@ DEVICE float unorder(u32 key) { return __uint_as_float(key & 0x80000000u ? key &
 // Tokens in falling order of value, equal ones in order of their ids, are keys in falling order.
 DEVICE u64 token_key(float v, int column) { return (u64)order(v + 0.0f) << 32 | (u32)~column; }  // -0 is 0
 DEVICE int token_of(u64 key) { return (int)~(u32)key; }
-DEVICE float value_of(u64 key) { return unorder((u32)(key >> 32)); }
+DEVICE float number_of(u64 key) { return unorder((u32)(key >> 32)); }
 
 // How values become weights.
 struct Scale {
@@ -182,5 +224,26 @@ DEVICE u64 block_sum(u64 v, u64* words) {
     v = 0;
 #pragma unroll
     for (int i = 0; i < WARPS; i++) v += words[i];
+    return v;
+}
+DEVICE float block_max(float v, float* floats) {
+#pragma unroll
+    for (int step = 16; step; step /= 2) v = fmaxf(v, __shfl_xor_sync(ALL, v, step));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) floats[threadIdx.x / 32] = v;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) v = fmaxf(v, floats[i]);
+    return v;
+}
+DEVICE float block_add(float v, float* floats) {
+#pragma unroll
+    for (int step = 16; step; step /= 2) v += __shfl_xor_sync(ALL, v, step);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) floats[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) v += floats[i];
     return v;
 }
