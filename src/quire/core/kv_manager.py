@@ -32,17 +32,11 @@ class KVManager:
 
     def begun(self, sequences: Iterable[Sequence]) -> set[Key]:
         """Keys of the blocks that come first in what steps under way compute of these sequences' prompts."""
-        size, keys = self._config.block_size, set[Key]()
-        if self.cache is None:
-            return keys
-        for s in sequences:
-            if s.num_confirmed_tokens < min(
-                s.num_computed_tokens, len(s.token_ids) - 1
-            ):  # of one that decodes they are unknown
-                index = s.prefix.num_blocks
-                if (index + 1) * size <= min(s.num_computed_tokens, len(s.token_ids)):
-                    keys.add(self.cache.key(s.prefix.parent, s.token_ids, index))
-        return keys
+        cache = self.cache
+        if cache is None:
+            return set()
+        prompts = (s for s in sequences if s.num_confirmed_tokens < min(s.num_computed_tokens, len(s.token_ids) - 1))
+        return {cache.key(s.prefix.parent, s.token_ids, s.prefix.num_blocks) for s in prompts}
 
     def is_begun(self, sequence: Sequence, found: list[CachedPrefix], begun: set[Key]) -> bool:
         """Whether the block that the sequence would compute first, after those that `match` found, is among `begun`."""
