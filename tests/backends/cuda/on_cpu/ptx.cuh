@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <vector>
 
 typedef unsigned short u16;
@@ -118,7 +119,7 @@ static float exp2_fast(float v) { return std::exp2f(v); }
 static float from_bf16(u16 v) { return __uint_as_float((u32)v << 16); }
 static float from_f16(u16 v) { return (float)from_word<_Float16>(v); }
 
-// Runs a program's threads until all have ended.
+// Runs a program's threads until all have ended, in an order that is another each time: what a barrier is missing for shows.
 template <class F> static void run_program(int num_threads, F kernel) {
     static F* running;
     running = &kernel;
@@ -137,8 +138,11 @@ template <class F> static void run_program(int num_threads, F kernel) {
         fiber.done = false;
         makecontext(&fiber.context, +[] { (*running)(); fibers[current].done = true; }, 0);
     }
+    static std::minstd_rand random;
     for (int left = num_threads; left > 0;) {
-        for (current = 0; current < num_threads; current++) {
+        const int first = (int)(random() % num_threads), stride = random() % 2 ? 1 : num_threads - 1;
+        for (int i = 0; i < num_threads; i++) {
+            current = (first + i * stride) % num_threads;
             if (fibers[current].done) continue;
             threadIdx = {current, 0, 0};
             swapcontext(&scheduler, &fibers[current].context);

@@ -113,7 +113,8 @@ DEVICE void gather(const Row& r, Shared& s) {
         }
 #pragma unroll 1
         for (; hits; hits &= hits - 1) {
-            const int bit = __ffsll(hits) - 1, id = column_of(s.groups[first + bit / 8 * TURN], lane) + bit % 8;
+            const int bit = __ffsll(hits) - 1, at = first + bit / 8 * TURN;
+            const int id = at < num_groups ? column_of(s.groups[at], lane) + bit % 8 : r.size;
             if (id < r.size) stage(id, s);
         }
     }
