@@ -43,6 +43,11 @@ def num_processors() -> int:
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
 
 
+@cache
+def _can_start_early() -> bool:
+    return torch.cuda.get_device_capability() >= (9, 0)
+
+
 def _check(code: int, what: str) -> None:
     if code:
         name = ctypes.c_char_p()
@@ -97,7 +102,8 @@ class Kernel:
         _check(code, "launch")
 
     def launch_early(self, grid: Grid, cluster: Grid, arguments: Sequence[Any]) -> None:
-        """On torch's current stream, in clusters; programs may start before the kernel ahead ends, and wait for it themselves.
+        """On torch's current stream, in clusters; programs may start before the kernel ahead ends, and wait for it themselves. Devices
+        before 9.0 know neither: there the kernel ahead ends first.
 
         arguments  ctypes values; tensors and None stand for their addresses
         """
@@ -108,7 +114,7 @@ class Kernel:
         attributes[1].id, attributes[1].value.sizes = CLUSTER_DIMENSION, cluster
         configuration = _Configuration(
             grid, (self._num_threads, 1, 1), self._shared_bytes, torch.cuda.current_stream().cuda_stream, attributes,
-            1 + (cluster != (1, 1, 1)),
+            1 + (cluster != (1, 1, 1)) if _can_start_early() else 0,
         )  # fmt: skip
         _check(_library().cuLaunchKernelEx(ctypes.byref(configuration), self._function, pointers, None), "launch")
 
