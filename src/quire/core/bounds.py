@@ -146,6 +146,7 @@ def check_numbers(params: Any) -> None:
     """Every number and boolean of SamplingParams. Raises InvalidRequest."""
     values, defaults = vars(params), vars(type(params))
     for name, field in _NUMBERS:
-        value = values[name]
-        if value is not defaults.get(name) and not (value is None and name in NULLABLE):  # most are as they come
+        default = defaults.get(name)
+        value = values.get(name, default)  # what another process sent may lack fields that have defaults
+        if value is not default and not (value is None and name in NULLABLE):  # most are as they come
             field.check(name, value)
