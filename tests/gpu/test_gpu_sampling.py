@@ -22,18 +22,20 @@ TEXTS = (
 
 FEW_BLOCKS = 8192  # so that several of these tests fit on a device
 PENALTIES: tuple[dict[str, Any], ...] = ({"repetition_penalty": 1.1}, {"presence_penalty": 0.3})
-MANNERS: tuple[dict[str, Any], ...] = ({}, {}, {}, {"logprobs": 5}, {"min_tokens": 3})
+MANNERS: tuple[dict[str, Any], ...] = ({}, {}, {}, {"logprobs": 5})
+NUM_ATTENDED = 50  # the last requests: while one of them runs, each step waits for the host
 
 
 def mixed_requests(count: int, manners: tuple[dict[str, Any], ...]) -> tuple[list[str], list[SamplingParams]]:
-    """Greedy requests of many lengths, in these manners, half of them with ends of their own."""
+    """Greedy requests of many lengths, in these manners, half of them with ends of their own; the last need the host each step."""
     draw = random.Random(11)
     texts, params = [], []
-    for _ in range(count):
+    for index in range(count):
         words = [draw.choice((*COUNTRIES, str(draw.randrange(100)))) for _ in range(2)]
         texts.append(" ".join(draw.choice(TEXTS).format(*words) for _ in range(draw.choice((1, 1, 2, 5, 12, 40)))))
         ends, more = draw.random() < 0.5, draw.choice(manners)
-        params.append(SamplingParams(temperature=0, max_tokens=draw.randrange(1, 60), ignore_eos=not ends, **more))
+        more = {"min_tokens": 3} if index >= count - NUM_ATTENDED else more
+        params.append(SamplingParams(temperature=0, max_tokens=draw.randrange(3, 60), ignore_eos=not ends, **more))
     return texts, params
 
 
