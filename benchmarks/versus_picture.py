@@ -38,7 +38,7 @@ def picture(held: dict[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 70}" height="{bottom + 40}" role="img" {FONT}>',
         f"<title>{escape(title(held))}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        text(16, 24, "quire against the better of vLLM and SGLang", size=15, bold=True),
+        text(16, 24, f"quire against {opponents(held)}", size=15, bold=True),
         text(16, 44, title(held), size=11, colour="#555555"),
     ]
     for index, shape in enumerate(shapes):
@@ -55,7 +55,7 @@ def picture(held: dict[str, Any]) -> str:
     out.append(
         f'<line x1="{x:.1f}" y1="{TOP - 6}" x2="{x:.1f}" y2="{bottom}" stroke="#222222" stroke-dasharray="3 3"/>'
     )
-    out.append(text(x, bottom + 16, "the better peer = 1; longer is better", size=11, anchor="middle"))
+    out.append(text(x, bottom + 16, f"{opponents(held)} = 1; longer is better", size=11, anchor="middle"))
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -76,6 +76,14 @@ def title(held: dict[str, Any]) -> str:
     """Where the figures come from, and of which versions."""
     peers = ", ".join(f"{name} {v[name]}" for name, v in sorted(held["versions"].items()) if name in v)
     return f"{held['machine']}; quire {held['commit']}, {peers}; {held['date'][:10]}"
+
+
+def opponents(held: dict[str, Any]) -> str:
+    """The peers that were measured."""
+    names = [
+        name for key, name in (("vllm", "vLLM"), ("sglang", "SGLang")) if any(r[key] is not None for r in held["rows"])
+    ]
+    return "the better of " + " and ".join(names) if len(names) > 1 else "".join(names)
 
 
 def main() -> None:
