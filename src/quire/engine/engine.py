@@ -56,8 +56,9 @@ class Engine:
         platform = select_platform(config.device)
         engine = cls(config, ModelRunner.load(config, platform), platform, log_stats=log_stats)
         gc.freeze()  # what is here now stays: else the collector goes through all of torch again and again, amid steps
-        engine._thresholds = gc.get_threshold()
-        gc.set_threshold(*RARELY)
+        if gc.get_threshold() != RARELY:  # else another engine will put back what was there before it
+            engine._thresholds = gc.get_threshold()
+            gc.set_threshold(*RARELY)
         return engine
 
     def add(self, request: Request) -> None:
