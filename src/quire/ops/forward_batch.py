@@ -49,6 +49,11 @@ class ForwardBatch:
         return self.seq_lens.shape[0]
 
     @property
+    def only_decodes(self) -> bool:
+        """Whether every sequence computes one token; padding rows count as sequences."""
+        return self.max_query_len == 1 and self.num_tokens == self.num_sequences
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.input_ids.device

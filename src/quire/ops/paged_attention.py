@@ -1,5 +1,6 @@
 """paged_attention: causal attention of packed queries over a paged KV cache. Source: arXiv:2309.06180 section 4."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from quire.ops.contract import Inputs, OpSpec, Tolerance, randn
 from quire.ops.forward_batch import ForwardBatch
 
+LOG2_E = math.log2(math.e)  # kernels raise 2 to powers, not e
 ROW_TILE = 8  # query rows are padded to a multiple, see quire.ops.linear
 KEY_TILE = 128  # keys are reduced in tiles at fixed absolute positions, so a token's result is the same in any chunk
 

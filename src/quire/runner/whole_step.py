@@ -33,7 +33,7 @@ class WholeStep:
         return self._do(self._layers, fwd)
 
     def _do(self, run: Callable[..., Tensor | None] | None, fwd: ForwardBatch) -> Tensor | None:
-        if run is None or self._net is None or fwd.max_query_len != 1 or fwd.num_tokens != fwd.num_sequences:
+        if run is None or self._net is None or not fwd.only_decodes:
             return None
         return run(self._net, fwd)
 

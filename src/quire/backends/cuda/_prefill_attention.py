@@ -12,13 +12,13 @@ from quire.backends.cuda._ahead import is_collecting, take
 from quire.backends.cuda._driver import Kernel, num_processors
 from quire.backends.cuda._tensor_map import ELEMENTS, TensorMap, boxes
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.paged_attention import LOG2_E
 
 ARCHITECTURE = "sm_90a"
 HEAD_SIZES = (64, 128)
 KEYS = 128  # of a tile
 MIN_BOX_SLOTS = 8  # rows that the copy engine's pattern of 128 bytes repeats after
 MANY_ROUNDS = 4  # rounds of items from which on larger ones pay
-LOG2_E = 1.4426950408889634
 
 
 class Arguments(ctypes.Structure):

@@ -13,6 +13,7 @@ from quire.backends.cuda._ahead import is_collecting, take
 from quire.backends.cuda._driver import Kernel, num_processors
 from quire.backends.cuda._tensor_map import ELEMENTS
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.paged_attention import LOG2_E
 
 ARCHITECTURE = "sm_90a"
 HEAD_SIZES = (64, 128)
@@ -25,7 +26,6 @@ PROCESSOR_SHARED_BYTES, DRIVER_SHARED_BYTES = (
     233_472,
     1024,
 )  # of a multiprocessor; what the driver takes of it for each program
-LOG2_E = 1.4426950408889634
 
 
 class Tiling(NamedTuple):

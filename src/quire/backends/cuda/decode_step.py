@@ -18,6 +18,7 @@ from quire.backends.cuda._driver import Kernel, num_processors
 from quire.backends.triton._support import shared_memory_bytes
 from quire.ops.decode_step import DecoderTensors
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.paged_attention import LOG2_E
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -32,7 +33,6 @@ MOST_LAYERS = 32  # kernels are made for a multiple of it
 NUM_THREADS = 288
 LEAST_STAGE_BYTES, STAGE_BYTES, MOST_STAGE_BYTES = 24_576, 28_672, 32_768
 SMALL_HIDDEN = 1024  # below it, waits are longer than reading the weights, and shorter with less on its way
-LOG2_E = 1.4426950408889634
 
 
 @cache

@@ -17,14 +17,13 @@ IMPLEMENTS = "paged_attention"
 def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
     """See quire.ops.paged_attention."""
     num_tokens, num_sequences = q.shape[0], fwd.num_sequences
-    decode_only = fwd.max_query_len == 1 and num_tokens == num_sequences
     if not num_tokens or not num_sequences:
         return paged_attention.run(q, kv, fwd, scale, window)
     splits = _split_attention.fits(q, kv, window)
-    if not (splits if decode_only else _prefill_attention.fits(q, kv, window)):
+    if not (splits if fwd.only_decodes else _prefill_attention.fits(q, kv, window)):
         return paged_attention.run(q, kv, fwd, scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if not decode_only:
+    if not fwd.only_decodes:
         _prefill_attention.prefill(q, kv, fwd, scale, out)
     if splits and (fwd.max_query_len == 1 or num_sequences > 1):
         _split_attention.attend(q, kv, fwd, scale, out)

@@ -18,8 +18,7 @@ def run(
     q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0
 ) -> Tensor:
     """See quire.ops.rotary_attention."""
-    decode_only = fwd.max_query_len == 1 and q.shape[0] == fwd.num_sequences
-    if not (q.shape[0] and decode_only and fits(q, kv, window) and can_turn(k, v, cos_sin, q.shape[2])):
+    if not (q.shape[0] and fwd.only_decodes and fits(q, kv, window) and can_turn(k, v, cos_sin, q.shape[2])):
         q, _ = rotary_write_kv.run(q, k, v, fwd.positions, cos_sin, kv, fwd.slot_mapping)
         return paged_attention.run(q, kv, fwd, scale, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from quire.backends.triton._support import dependent, next_power_of_2
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.paged_attention import LOG2_E
 
-LOG2_E = 1.4426950408889634
 FEW_SEQUENCES = 16
 TARGET_PROGRAMS = 2048  # enough to fill a large GPU several times over, so that rows of unlike lengths even out
 MIN_PROGRAMS = 4  # programs a row and head have at any batch size

@@ -10,9 +10,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quire.backends.triton._split_keys import LOG2_E, Tiles, decode
+from quire.backends.triton._split_keys import Tiles, decode
 from quire.backends.triton._support import next_power_of_2, shared_memory_bytes, why_not
 from quire.ops.forward_batch import ForwardBatch
+from quire.ops.paged_attention import LOG2_E
 
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
@@ -35,11 +36,10 @@ def prefill_tiles(head_size: int, group: int, itemsize: int, shared_bytes: int) 
 def run(q: Tensor, kv: Tensor, fwd: ForwardBatch, scale: float, window: int = 0) -> Tensor:
     """See quire.ops.paged_attention."""
     num_tokens, num_sequences = q.shape[0], fwd.num_sequences
-    decode_only = fwd.max_query_len == 1 and num_tokens == num_sequences
     # Every row of a decoding step is written; elsewhere a row that belongs to no sequence must still be zero.
-    out = (torch.empty if decode_only else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
+    out = (torch.empty if fwd.only_decodes else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
     if num_tokens and num_sequences:
-        if not decode_only:
+        if not fwd.only_decodes:
             _prefill(q, kv, fwd, scale, window, out)
         if fwd.max_query_len == 1 or num_sequences > 1:
             decode(q, kv, fwd, scale, window, out)
