@@ -24,19 +24,8 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # tokens, sequences; equal for decoding steps
 
-TOKEN_SIZES = (
-    16,
-    32,
-    64,
-    128,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-)  # of steps with prompts; larger ones keep a device busy anyway
+# Of steps with prompts; larger ones keep a device busy anyway.
+TOKEN_SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 # A capture costs about as much as ten steps; a step of few rows hardly gets dearer by more of them, as it reads the same weights.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 INPUTS = ("input_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "logits_indices", "last_rows")

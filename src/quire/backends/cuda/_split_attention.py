@@ -22,10 +22,8 @@ TILE = 16  # keys
 PLAN_THREADS = 1024
 ITEM_WORDS = 8
 FEW_SEQUENCES, SOME_SEQUENCES, MANY_SEQUENCES = 4, 32, 384
-PROCESSOR_SHARED_BYTES, DRIVER_SHARED_BYTES = (
-    233_472,
-    1024,
-)  # of a multiprocessor; what the driver takes of it for each program
+PROCESSOR_SHARED_BYTES = 233_472  # of a multiprocessor
+DRIVER_SHARED_BYTES = 1024  # what the driver takes of it for each program
 
 
 class Tiling(NamedTuple):
