@@ -124,6 +124,9 @@ def test_what_is_there_after_loading_is_left_alone_by_the_garbage_collector(tmp_
     second.close()
     assert gc.get_freeze_count() == 0
     assert gc.get_threshold() == usual_thresholds
+    gc.set_threshold(900, 9, 9)
+    engine.close()
+    assert gc.get_threshold() == (900, 9, 9)  # what the program has set since is its own
 
 
 def test_a_request_that_becomes_poison_while_it_generates_keeps_what_it_has():

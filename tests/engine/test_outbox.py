@@ -63,6 +63,12 @@ def test_log_probabilities_wait_with_their_tokens():
     box.close()
 
 
+def test_an_error_leaves_the_log_probabilities_of_the_tokens_before_it():
+    told = LogprobColumns.of([TokenLogprobs([5], [-0.5], 1)])
+    (both,) = joined([EngineOutput("a", 0, [5], told), out("a", end="error")])
+    assert (both.token_ids, both.logprobs, both.finish_reason) == ([5], told, "error")
+
+
 def test_what_nobody_waits_for_is_forgotten():
     box = Outbox(sent := Sent(), LONG_S, 0.01)
     box.put([out("a", 1), out("b", 1)], 2)

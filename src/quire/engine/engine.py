@@ -135,6 +135,7 @@ class Engine:
         gc.unfreeze()
         if self._thresholds is not None:
             gc.set_threshold(*self._thresholds)
+            self._thresholds = None
 
 
 def scheduler_config(

@@ -128,9 +128,9 @@ def joined(outputs: list[EngineOutput]) -> list[EngineOutput]:
 
 def join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
     """Two outputs of a sequence as one."""
-    logprobs = second.logprobs
-    if first.logprobs is not None and logprobs is not None:
-        logprobs = first.logprobs + logprobs
+    logprobs = first.logprobs
+    if second.logprobs is not None:  # an error has none, and those of the tokens before it stay
+        logprobs = second.logprobs if logprobs is None else logprobs + second.logprobs
     return replace(
         second,
         token_ids=[*first.token_ids, *second.token_ids],
