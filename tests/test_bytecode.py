@@ -1,12 +1,17 @@
 """Bytecode of what a start imports: kept in our cache where the installation has none, and never older than its source."""
 
 import os
+import py_compile
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from quire import bytecode
 
 SRC = Path(__file__).parents[1] / "src"
 SCRIPT = """
@@ -36,12 +41,12 @@ def installation(tmp_path):
     return tmp_path
 
 
-def run(folder, *arguments, **environment):
+def run(folder, *arguments, python=(), **environment):
     """What the script printed."""
     added = {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(folder / "cache"), **environment}
     path = os.pathsep.join([str(SRC), str(folder / "site")])
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    command = [sys.executable, str(folder / "script.py"), *arguments]
+    command = [sys.executable, *python, str(folder / "script.py"), *arguments]
     done = subprocess.run(
         command, env={**clean, "PYTHONPATH": path, **added}, capture_output=True, text=True, timeout=60
     )
@@ -101,3 +106,116 @@ def test_a_cache_that_cannot_be_written_costs_no_start(installation):
     (installation / "cache").write_text("a file where a folder should be")
     assert run(installation)[0] == "1"
     assert run(installation)[0] == "1"
+
+
+def plant(installation):
+    """What another user's bytecode would be: of other source, and by time and size of the one that is imported."""
+    source = installation / "site" / "watched" / "inner.py"
+    other = installation / "inner.py"
+    other.write_text("VALUE = 6\n")
+    os.utime(other, ns=(source.stat().st_mtime_ns,) * 2)
+    kept_apart = installation
+    for name in ("cache", "quire", "bytecode"):
+        kept_apart /= name
+        kept_apart.mkdir(mode=0o700)
+    below = kept_apart / str(source.parent)[1:]
+    py_compile.compile(str(other), str(below / f"inner.{sys.implementation.cache_tag}.pyc"))
+    return kept_apart
+
+
+def test_bytecode_is_run_from_folders_that_nobody_else_can_write(installation):
+    folder = plant(installation)
+    assert run(installation)[0] == "6", "in a folder of our own it is what Python takes"
+    for path, mode in ((folder, 0o1777), (folder, 0o775), (folder.parent, 0o777), (installation / "cache", 0o770)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert run(installation)[:2] == ["1", "None"], f"{path.name} {mode:o}"
+        path.chmod(before)
+    (installation / "cache").chmod(0o1777)
+    assert run(installation)[0] == "6", "of a sticky folder others cannot take ours"
+
+
+def test_bytecode_of_another_user_is_not_run(installation, monkeypatch):
+    folder = plant(installation)
+    assert bytecode.is_safe(folder)
+    stat = Path.stat
+    owned = {folder: 54321}
+
+    def stat_of(path):
+        found = stat(path)
+        return os.stat_result((*found[:4], owned.get(path, found.st_uid), *found[5:]))
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    assert not bytecode.is_safe(folder)
+    owned = {folder.parent: 54321}
+    assert not bytecode.is_safe(folder), "its owner could put another in its place"
+    owned = {folder: 0}
+    assert bytecode.is_safe(folder), "root could do anything as it is"
+
+
+def test_a_cache_of_ours_is_made_for_us_alone(installation):
+    run(installation)
+    assert (installation / "cache" / "quire" / "bytecode").stat().st_mode & 0o777 == 0o700
+
+
+def test_users_without_a_home_start_without_it(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert bytecode.folder() is None
+
+
+def test_bytecode_has_the_optimisation_of_the_start_that_asked(installation):
+    (installation / "site" / "watched" / "inner.py").write_text("VALUE = __debug__\n")
+    assert run(installation, python=["-O"])[0] == "False"
+    wait_until_kept(installation)
+    assert run(installation, python=["-O"])[0] == "False"
+
+
+def test_starts_at_once_leave_python_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    both = threading.Barrier(2)
+    monkeypatch.setattr(bytecode, "is_missing", lambda package: both.wait(20) >= 0)
+    monkeypatch.setattr(bytecode, "compile_beside", lambda pairs: None)
+
+    def start(seconds):
+        with bytecode.kept_apart():
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(start, seconds) for seconds in (0.05, 0.2)]:
+            done.result()
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (None, False)
+
+
+def test_nobody_waits_for_the_process_that_compiles_and_nothing_is_left_of_it(tmp_path):
+    code = """
+import os, time
+from quire import bytecode
+bytecode.COMMAND = "import time; time.sleep(1)"
+begun = time.monotonic()
+bytecode.compile_beside([("a" * 100, "b" * 200)] * 2000)
+assert time.monotonic() - begun < 0.9
+while True:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        break
+    time.sleep(0.02)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=20)
+
+
+def test_frozen_applications_are_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(bytecode, "is_missing", lambda package: True)
+    monkeypatch.setattr(bytecode, "compile_beside", lambda pairs: pytest.fail("it was run"))
+    with bytecode.kept_apart():
+        assert sys.pycache_prefix is None

@@ -150,6 +150,17 @@ def test_small_machines_compile_as_they_go(folder, monkeypatch):
     other.close()
 
 
+def test_frozen_applications_are_not_run_again(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(compilers, "Compilers", lambda: pytest.fail("it was run"))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    compilers.start()
+    monkeypatch.setattr(sys, "frozen", False)
+    monkeypatch.setattr(sys, "executable", "")
+    compilers.start()
+    assert compilers.take() is None
+
+
 def test_tritons_compiler_needs_no_torch(folder):
     code = "import sys, quire.backends.triton._compile_apart as m, triton\nm.prepare()\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,38 +7,75 @@ against its source, as ever.
 """
 
 import json
+import logging
 import os
 import py_compile
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from quire.compilers import has_interpreter
+
+logger = logging.getLogger(__name__)
+
 WATCHED = "torch"  # stands for the installation: the largest package that a start imports
 COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from quire.bytecode import compile_listed; compile_listed()"
 MOST_PROCESSES = 8
 
 
-def folder() -> str:
-    """Where bytecode is kept."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quire" / "bytecode")
+_in_use = threading.Lock()  # by a start: what it sets is the whole process's
+
+
+def folder() -> str | None:
+    """Where bytecode is kept, made if need be. None = nowhere: it cannot be made, or others could put code there for us to run."""
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "quire" / "bytecode"
+        for part in (*reversed(path.parents), path):
+            part.mkdir(mode=0o700, exist_ok=True)
+        path = path.resolve()
+        if is_safe(path):
+            return str(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        logger.debug("no bytecode is kept: %s", error)
+        return None
+    logger.info("bytecode is not kept in %s, as other users could change what is there", path)
+    return None
+
+
+def is_safe(path: Path) -> bool:
+    """Whether only this user and root can put something into a folder, or another folder in its place."""
+
+    def is_closed(folder: Path) -> bool:
+        found = folder.stat()
+        # In a sticky folder, as /tmp is, others make entries of their own and leave ours.
+        may_add = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (folder == path or not found.st_mode & stat.S_ISVTX)
+        return found.st_uid in (0, os.geteuid()) and not may_add
+
+    return all(map(is_closed, (path, *path.parents)))
 
 
 @contextmanager
 def kept_apart() -> Iterator[None]:
     """Imports inside use the folder's bytecode, if the installation has none; what the folder lacks is compiled into it afterwards."""
-    if sys.pycache_prefix is not None or not is_missing(WATCHED):
+    prefix = folder() if sys.pycache_prefix is None and has_interpreter() and is_missing(WATCHED) else None
+    if prefix is None or not _in_use.acquire(blocking=False):
         yield
         return
-    sys.pycache_prefix, before = folder(), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # writing a thousand files is not for the start
+    before = sys.dont_write_bytecode
+    # Writing a thousand files is not for the start.
+    sys.pycache_prefix, sys.dont_write_bytecode = prefix, True
     try:
         yield
     finally:
-        prefix, sys.pycache_prefix, sys.dont_write_bytecode = sys.pycache_prefix, None, before
+        sys.pycache_prefix, sys.dont_write_bytecode = None, before
+        _in_use.release()
         with suppress(OSError):
             compile_beside(lacking(prefix))
 
@@ -64,20 +101,26 @@ def compile_beside(pairs: list[tuple[str, str]]) -> None:
     """Has them compiled by a process that nobody waits for; it takes a second or two, also when this one has ended."""
     if not pairs:
         return
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *sys.path],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    with process.stdin as listed:  # type: ignore[union-attr]  # it is a pipe
-        listed.write(json.dumps(pairs).encode())
+    with tempfile.TemporaryFile() as listed:  # a pipe does not take so much before somebody reads
+        listed.write(json.dumps([sys.flags.optimize, pairs]).encode())
+        listed.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *sys.path],
+            stdin=listed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    # Its end is taken note of, or it would stay in the system's list of processes.
+    threading.Thread(target=process.wait, name="bytecode", daemon=True).start()
 
 
 def compile_listed() -> None:
-    """The other process: pairs as JSON on stdin, shared by some processes."""
+    """The other process: level of optimisation and pairs as JSON on stdin, shared by some processes."""
     os.nice(10)
-    pairs = json.load(sys.stdin)
+    optimize, pairs = json.load(sys.stdin)
     count = max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
     share = next((i for i in range(1, count) if os.fork() == 0), 0)
     for source, place in pairs[share::count]:
         with suppress(Exception):  # it cannot be read or written: the next start does without
-            py_compile.compile(source, place, quiet=2)
+            py_compile.compile(source, place, quiet=2, optimize=optimize)
+    with suppress(ChildProcessError):  # none is left
+        while share == 0:
+            os.wait()

@@ -117,9 +117,14 @@ class Compilers:
 _started: list[Compilers] = []
 
 
+def has_interpreter() -> bool:
+    """Whether sys.executable is Python. A frozen application's is the program itself, which would run once more."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)
+
+
 def start() -> None:
-    """Begins the process, unless the machine is small or it has begun; `take` gives it."""
-    if not _started and len(os.sched_getaffinity(0)) >= LEAST_CORES:
+    """Begins the process, unless the machine is small, there is no Python to run or it has begun; `take` gives it."""
+    if not _started and has_interpreter() and len(os.sched_getaffinity(0)) >= LEAST_CORES:
         _started.append(Compilers())
 
 
