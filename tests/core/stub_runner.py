@@ -494,7 +494,8 @@ class Harness:
         running, head = len(self.running()), waiting[0]
         budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
         num_tokens = len(head.token_ids)
-        has_seat = running < self.config.max_num_seqs
+        num_seats_kept = sum(self.order(s) < self.order(head) for s in self.waiting())  # for those that let it pass
+        has_seat = running + num_seats_kept < self.config.max_num_seqs
         fits_step = budget > 0 and (self.config.enable_chunked_prefill or num_tokens <= budget)
         fits_pool = self.scheduler.pool.num_free >= self.config.blocks_for(num_tokens) + running
         require(not (has_seat and fits_step and fits_pool), "waits though there is room", head.seq_id)

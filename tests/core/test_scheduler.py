@@ -560,6 +560,15 @@ def test_a_long_prompt_is_followed_chunk_by_chunk() -> None:
     h.drain()
 
 
+def test_who_lets_others_pass_keeps_its_seat() -> None:
+    h = harness(max_num_seqs=2)
+    h.add(request("a", [1] * 8, max_tokens=40))
+    h.add(request("b", [1] * 8, max_tokens=2))
+    h.add(request("other", [2] * 6, max_tokens=40))
+    assert steps(h, 2) == [[(0, 8)], [(0, 1), (1, 4)]]  # else b would wait until a or other has ended
+    h.drain()
+
+
 def test_nobody_waits_for_what_is_not_coming() -> None:
     h = harness(max_num_batched_tokens=10)
     h.add(request("a", [1] * 24, max_tokens=2))

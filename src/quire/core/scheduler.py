@@ -17,8 +17,8 @@ Three rules make progress certain:
 Rule 3 cannot deadlock: a pinned sequence at the head of the queue keeps newer ones from being admitted, those that
 run end or are preempted themselves, and an empty pool fits it because `add` refuses what does not fit. The queue is
 served in order, but a newcomer whose prompt goes on with a block that a step under way computes for another lets those
-behind it pass: it will find that block in the prefix cache. That step ends, so it waits for no more steps than the other
-has chunks. A sequence may be preempted more often than that only by its owner: `preempt`, `abandon`,
+behind it pass: it will find that block in the prefix cache. That step ends, and a seat is kept for it, so it waits for no
+more steps than the other has chunks, if there is room. A sequence may be preempted more often than that only by its owner: `preempt`, `abandon`,
 `reset_prefix_cache`.
 """
 
@@ -354,7 +354,9 @@ class Scheduler:
         begun = self.kv.begun(self._running.values()) if self._waiting else set()
         passed: list[Sequence] = []
         num_looked_up = 0
-        while step.budget and len(self._running) < self.config.max_num_seqs and num_looked_up < MAX_LOOKED_UP:
+        while step.budget and num_looked_up < MAX_LOOKED_UP:
+            if len(self._running) + len(passed) >= self.config.max_num_seqs:
+                break  # who takes a seat may keep it for thousands of steps: those that let others pass have theirs
             sequence = self._waiting.peek()
             if sequence is None or self._is_stuck(sequence) or (self._in_flight and not self._joins_ahead(sequence)):
                 break
