@@ -78,6 +78,15 @@ def test_what_is_not_in_the_schema_is_refused(body):
         ipc.decode(body, ipc.to_engine)
 
 
+@pytest.mark.parametrize("ids, logprobs, ranks", [(3, 8, 4), (8, 4, 4), (0, 0, 4), (8, 8, 0), (12, 12, 8), (6, 6, 6)])
+def test_columns_that_do_not_belong_together_are_refused(ids, logprobs, ranks):
+    columns = {"token_ids": b"x" * ids, "logprobs": b"x" * logprobs, "ranks": b"x" * ranks}
+    output = {"request_id": "a", "index": 0, "token_ids": [5], "logprobs": columns}
+    body = msgspec.msgpack.encode({"type": "outputs", "outputs": [output], "stats": {}})
+    with pytest.raises(ipc.BadFrame, match="belong together"):
+        ipc.decode(body, ipc.from_engine)
+
+
 def test_params_out_of_bounds_do_not_pass():
     body = ipc.encode(ipc.Submit(REQUEST))[4:].replace(
         msgspec.msgpack.encode("top_p") + b"\xcb\x3f", msgspec.msgpack.encode("top_p") + b"\xcb\x7f"

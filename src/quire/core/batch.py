@@ -95,11 +95,18 @@ class LogprobColumns:
     for each would take the host longer than the step takes the device.
 
     token_ids  int32 [n, width]; logprobs fp32 [n, width]; ranks int32 [n]: the fields of TokenLogprobs, in the machine's byte order
+    Raises ValueError for lengths that are not these: columns come from another process.
     """
 
     token_ids: bytes = b""
     logprobs: bytes = b""
     ranks: bytes = b""
+
+    def __post_init__(self) -> None:
+        size, num_bytes = len(self.token_ids), len(self.ranks)
+        whole = size >= num_bytes and size % num_bytes == 0 if num_bytes else not size
+        if num_bytes % 4 or len(self.logprobs) != size or not whole:
+            raise ValueError(f"columns of {size}, {len(self.logprobs)} and {num_bytes} bytes do not belong together")
 
     @classmethod
     def of(cls, entries: Iterable[TokenLogprobs]) -> "LogprobColumns":
