@@ -150,6 +150,14 @@ def test_small_machines_compile_as_they_go(folder, monkeypatch):
     other.close()
 
 
+def test_a_forked_process_has_none_of_its_parents(other, folder):
+    compilers._started.append(other)
+    if (child := os.fork()) == 0:
+        os._exit(compilers.take() is not None)
+    assert os.waitpid(child, 0)[1] == 0
+    assert compilers.take() is other and other.wait(other.ask({"do": "write", "file": str(folder / "file")}))
+
+
 def test_frozen_applications_are_not_run_again(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(compilers, "Compilers", lambda: pytest.fail("it was run"))

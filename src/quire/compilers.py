@@ -115,6 +115,7 @@ class Compilers:
 
 
 _started: list[Compilers] = []
+os.register_at_fork(after_in_child=_started.clear)  # answers come to the one that has started it
 
 
 def has_interpreter() -> bool:

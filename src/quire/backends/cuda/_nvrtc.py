@@ -17,7 +17,15 @@ logger = logging.getLogger(__name__)
 
 KERNELS = Path(__file__).parent / "kernels"
 _locks: dict[str, threading.Lock] = {}  # of kernels, by their keys
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quire" / "kernels"
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept; for users without a home a place that there is not, so that nothing is read from where we happen to be."""
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        caches = Path("/nonexistent")
+    return caches / "quire" / "kernels"
 
 
 def library_path() -> str | None:
@@ -49,7 +57,7 @@ def compile_kernel(source: str, macros: Mapping[str, str | int], architecture: s
     headers = {path.name: path.read_bytes() for path in sorted(KERNELS.glob("*.cuh"))}
     text = (KERNELS / source).read_bytes()
     key = hashlib.sha256(repr((_version(), options, text, headers)).encode()).hexdigest()
-    kept = CACHE / f"{key}.cubin"
+    kept = cache_folder() / f"{key}.cubin"
     with _locks.setdefault(key, threading.Lock()):  # who comes while it is being compiled waits, and finds it
         if kept.is_file():
             return kept.read_bytes()
