@@ -111,6 +111,24 @@ def test_a_sequence_whose_states_are_not_finite_fails_alone(runner: ModelRunner,
     assert well.generated == expected.generated and well.errors == []
 
 
+@pytest.mark.parametrize("place", [0, 70, 149], ids=["first", "middle", "last"])
+def test_it_fails_alone_too_where_only_last_rows_are_computed(folder: Path, place: int) -> None:
+    runner = load_runner(folder, max_num_batched_tokens=512)
+    driver, prompt = Driver(runner), PROMPT * 4
+    expected, decoding = driver.line(prompt, GREEDY), driver.line(PROMPT, GREEDY)
+    driver.run(expected, 2)
+    driver.run(decoding, 1)
+    poison(runner)
+    sick = driver.line([*prompt[:place], POISON, *prompt[place + 1 : 150]], GREEDY)
+    well = driver.line(prompt, GREEDY)
+    results = driver.step([(decoding, 1), (sick, 150), (well, len(prompt))])
+    assert [result.error is None for result in results] == [True, False, True]
+    assert all(layer.isfinite().all() for layer in runner.kv_cache.layers)
+    driver.run(well, 2)
+    assert well.generated == expected.generated
+    runner.close()
+
+
 def test_a_chunk_that_is_not_finite_fails_before_it_samples(runner: ModelRunner) -> None:
     poison(runner)
     driver = Driver(runner)
