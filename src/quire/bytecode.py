@@ -21,6 +21,7 @@ from importlib.machinery import PathFinder
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from quire import env
 from quire.compilers import has_interpreter
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ _in_use = threading.Lock()  # by a start: what it sets is the whole process's
 def folder() -> str | None:
     """Where bytecode is kept, made if need be. None = nowhere: it cannot be made, or others could put code there for us to run."""
     try:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "quire" / "bytecode"
+        path = env.caches().resolve() / "quire" / "bytecode"
         for part in (*reversed(path.parents), path):
             part.mkdir(mode=0o700, exist_ok=True)
         path = path.resolve()

@@ -6,6 +6,7 @@ names of the Hugging Face hub and of ModelScope mean what they mean there; VLLM_
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from quire.errors import ConfigError
@@ -27,6 +28,7 @@ class Variable:
 VARIABLES = {
     variable.name: variable
     for variable in (
+        Variable("XDG_CACHE_HOME", "path", "where caches are; default ~/.cache"),
         Variable("HF_ENDPOINT", "url", "the hub to download from; default https://huggingface.co"),
         Variable("HF_HOME", "path", "where the hub's client keeps its files; default ~/.cache/huggingface"),
         Variable("HF_HUB_CACHE", "path", "where downloaded models are; default HF_HOME/hub"),
@@ -43,6 +45,11 @@ VARIABLES = {
         Variable("VLLM_API_KEY", "text", "the same", secret=True),
     )
 }
+
+
+def caches() -> Path:
+    """Where this user's caches are, those of other programs too. RuntimeError for a user without a home, if the variable is unset."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def flag(name: str) -> bool:

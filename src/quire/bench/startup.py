@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from quire import env
 from quire.config import EngineArgs, option
 from quire.errors import ConfigError
 from quire.hub import model_folder
@@ -59,10 +60,9 @@ def table(cold: Sequence[Phases], warm: Sequence[Phases]) -> str:
 
 
 def _start(engine: EngineArgs, cache: str) -> Phases:
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     environment = {
         **os.environ,
-        "HF_HOME": os.environ.get("HF_HOME") or str(Path(home) / "huggingface"),  # models are not what is cold
+        "HF_HOME": os.environ.get("HF_HOME") or str(env.caches() / "huggingface"),  # models are not what is cold
         "XDG_CACHE_HOME": cache,
         "TRITON_CACHE_DIR": str(Path(cache) / "triton"),
         "CUDA_CACHE_PATH": str(Path(cache) / "cuda"),

@@ -140,7 +140,7 @@ def _cache_dir(download_dir: str | None) -> Path:
     """Source: huggingface_hub/constants.py."""
     if download_dir:
         return Path(download_dir).expanduser().resolve()
-    home = env.path("HF_HOME") or os.path.join(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    home = env.path("HF_HOME") or env.caches() / "huggingface"
     return Path(env.path("HF_HUB_CACHE") or Path(home, "hub")).resolve()
 
 
