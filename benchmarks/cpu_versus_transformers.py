@@ -27,6 +27,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire import LLM, SamplingParams
+from quire.cgroup import num_cpus
 
 SHAPE = "0.5b"
 NUM_IN, NUM_OUT, RUNS = 128, 128, 3
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--hf-batches", default="16")
     parser.add_argument("--out")
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(num_cpus())
     with tempfile.TemporaryDirectory() as root:
         folder = shapes.write_config(SHAPE, root)
         torch.manual_seed(0)

@@ -22,6 +22,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 from quire import env
+from quire.cgroup import num_cpus
 from quire.compilers import has_interpreter
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def compile_listed() -> None:
     """The other process: level of optimisation and pairs as JSON on stdin, shared by some processes."""
     os.nice(10)
     optimize, pairs = json.load(sys.stdin)
-    count = max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
+    count = max(1, min(MOST_PROCESSES, num_cpus() // 2))
     share = next((i for i in range(1, count) if os.fork() == 0), 0)
     for source, place in pairs[share::count]:
         with suppress(Exception):  # it cannot be read or written: the next start does without

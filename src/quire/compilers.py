@@ -23,6 +23,8 @@ from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from typing import IO, Any
 
+from quire.cgroup import num_cpus
+
 logger = logging.getLogger(__name__)
 
 # What compiles: has prepare() and compile(**request). Only the other process imports it.
@@ -125,7 +127,7 @@ def has_interpreter() -> bool:
 
 def start() -> None:
     """Begins the process, unless the machine is small, there is no Python to run or it has begun; `take` gives it."""
-    if not _started and has_interpreter() and len(os.sched_getaffinity(0)) >= LEAST_CORES:
+    if not _started and has_interpreter() and num_cpus() >= LEAST_CORES:
         _started.append(Compilers())
 
 
@@ -159,7 +161,7 @@ class Forks:
         compiler.prepare()
         self._compiler = compiler
         self._answers = answers
-        self._most = max(1, len(os.sched_getaffinity(0)) - CORES_LEFT)
+        self._most = max(1, num_cpus() - CORES_LEFT)
         self._queue: deque[tuple[int, Request]] = deque()
         self._running: dict[int, int] = {}  # process id -> number of the request
         self._rest = b""

@@ -14,7 +14,8 @@ PACKAGE = SRC / "quire"
 
 # Higher index = higher layer. A file may import its own layer's package, and any lower layer; `|` siblings share a level.
 LEVELS: list[set[str]] = [
-    {"errors", "env", "log", "version", "config", "hf_config", "resolve", "bytecode", "compilers", "head_start"},
+    {"errors", "env", "log", "version", "config", "hf_config", "resolve"}
+    | {"bytecode", "cgroup", "compilers", "head_start"},
     {"core"},
     {"platform", "parallel", "text", "hub", "outputs", "legacy"},
     {"ops"},
@@ -36,7 +37,7 @@ SIBLINGS_MAY_IMPORT = {
     ("hub", "text"),
     ("server", "llm"),
 }
-TORCH_FREE = ["errors", "env", "log", "bytecode", "compilers", "head_start", "version", "config", "hf_config", "resolve", "core", "text", "hub", "server", "bench", "cli",
+TORCH_FREE = ["errors", "env", "log", "cgroup", "bytecode", "compilers", "head_start", "version", "config", "hf_config", "resolve", "core", "text", "hub", "server", "bench", "cli",
               "outputs", "llm", "async_llm", "beam_search"]  # fmt: skip
 TORCH_FREE_FILES = ["engine/client.py", "engine/ipc.py", "engine/frontend.py"]
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

@@ -1,6 +1,5 @@
 """The CPU as a device."""
 
-import math
 import os
 import platform as host
 import resource
@@ -10,8 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from quire import cgroup
 from quire.config import MachineFacts
-from quire.platform import cgroup
 from quire.platform.base import Graph, Mark, Platform
 
 
@@ -29,10 +28,10 @@ class CpuPlatform(Platform):
     backends = ("cpu", "torch")
 
     def __init__(self) -> None:
-        cpus = cgroup.limits().cpus
+        cpus = cgroup.num_cpus()
         # Threads beyond the share would be stopped together for most of each period. OMP_NUM_THREADS is the user's own choice.
-        if cpus is not None and "OMP_NUM_THREADS" not in os.environ and cpus < torch.get_num_threads():
-            torch.set_num_threads(max(1, math.floor(cpus)))
+        if "OMP_NUM_THREADS" not in os.environ and cpus < torch.get_num_threads():
+            torch.set_num_threads(cpus)
 
     @classmethod
     def present(cls) -> bool:

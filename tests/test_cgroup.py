@@ -1,11 +1,12 @@
 """Limits of control groups, read from folders that look like the kernel's; and the CPU as a container sees it."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from quire.platform import cgroup
+from quire import cgroup
 from quire.platform.cpu import CpuPlatform
 
 GIB = 2**30
@@ -68,12 +69,23 @@ def test_version_one(tree):
     assert cgroup.limits(root, membership).cpus is None
 
 
+@pytest.mark.parametrize(
+    ("allowed", "quota", "count"),
+    [(64, None, 64), (64, 2.0, 2), (64, 1.5, 2), (64, 0.1, 1), (64, 64.0, 64), (2, 3.5, 2), (1, None, 1)],
+)
+def test_processors_are_those_allowed_or_the_share_of_time_rounded_up(monkeypatch, allowed, quota, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)))
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(cpus=quota))
+    assert cgroup.num_cpus() == count
+
+
 @pytest.fixture
 def threads(monkeypatch):
     """torch's number of threads, remembered but not changed."""
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return asked
 
@@ -81,10 +93,10 @@ def threads(monkeypatch):
 def test_the_cpu_is_as_large_as_its_container(monkeypatch, threads):
     monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(GIB, GIB // 4, 2.5))
     facts = CpuPlatform().facts()
-    assert (facts.total_memory_bytes, facts.free_memory_bytes) == (GIB, GIB // 4) and threads == [2]
+    assert (facts.total_memory_bytes, facts.free_memory_bytes) == (GIB, GIB // 4) and threads == [3]
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     CpuPlatform()
-    assert threads == [2]
+    assert threads == [3]
 
 
 def test_without_limits_the_cpu_is_the_machine(monkeypatch, threads):

@@ -1,8 +1,10 @@
-"""What the control group of this process may use: in a container that is less than the machine has. Linux, both versions of cgroups.
+"""What this process may use of the machine: in a container that is less than there is. Linux, both versions of control groups.
 
-A group's own limit and those of all groups above it count. Source: the kernel's documents cgroup-v2.rst and cgroup-v1/memory.rst.
+It stands beside platform/ for those who ask before torch is there. A group's own limit and those of all groups above it count. Source: the kernel's documents cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def limits(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Limits:
         tightest.free_bytes,
         min(cpus, default=None),
     )
+
+
+def num_cpus() -> int:
+    """Processors to count on, at least 1: those that this process may run on, or its share of time, rounded up, where that is less."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        allowed = os.cpu_count() or 1
+    share = limits().cpus
+    return allowed if share is None else max(1, min(allowed, math.ceil(share)))
 
 
 def _folders(root: Path, membership: Path) -> list[Path]:
