@@ -41,16 +41,18 @@ def installation(tmp_path):
     return tmp_path
 
 
-def run(folder, *arguments, python=(), **environment):
-    """What the script printed."""
+def run(folder, *arguments, python=(), warning="", **environment):
+    """What the script printed. warning: a piece of what it said beside; "" = nothing."""
     added = {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(folder / "cache"), **environment}
     path = os.pathsep.join([str(SRC), str(folder / "site")])
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     command = [sys.executable, *python, str(folder / "script.py"), *arguments]
     done = subprocess.run(
-        command, env={**clean, "PYTHONPATH": path, **added}, capture_output=True, text=True, timeout=60
+        command, env={**clean, "PYTHONPATH": path, **added}, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and warning in done.stderr and len(done.stderr.splitlines()) == bool(warning), (
+        done.stderr
+    )
     return done.stdout.split()
 
 
@@ -59,7 +61,7 @@ def kept(folder):
 
 
 def wait_until_kept(folder):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(kept(folder)) < 2 and time.monotonic() < end:
         time.sleep(0.02)
     assert [name.split(".")[0] for name in kept(folder)] == ["__init__", "inner"]
@@ -104,8 +106,7 @@ def test_a_place_that_the_user_chose_stays(installation):
 
 def test_a_cache_that_cannot_be_written_costs_no_start(installation):
     (installation / "cache").write_text("a file where a folder should be")
-    assert run(installation)[0] == "1"
-    assert run(installation)[0] == "1"
+    assert run(installation, warning="XDG_CACHE_HOME")[0] == "1"
 
 
 def plant(installation):
@@ -126,45 +127,20 @@ def plant(installation):
 def test_bytecode_is_run_from_folders_that_nobody_else_can_write(installation):
     folder = plant(installation)
     assert run(installation)[0] == "6", "in a folder of our own it is what Python takes"
-    for path, mode in ((folder, 0o1777), (folder, 0o775), (folder.parent, 0o777), (installation / "cache", 0o770)):
+    for path, mode in ((folder, 0o1777), (folder.parent, 0o777)):
         before = path.stat().st_mode
         path.chmod(mode)
-        assert run(installation)[:2] == ["1", "None"], f"{path.name} {mode:o}"
+        assert run(installation, warning=f"{path};")[:2] == ["1", "None"], f"{path.name} {mode:o}"
         path.chmod(before)
     (installation / "cache").chmod(0o1777)
     assert run(installation)[0] == "6", "of a sticky folder others cannot take ours"
 
 
-def test_bytecode_of_another_user_is_not_run(installation, monkeypatch):
-    folder = plant(installation)
-    assert bytecode.is_safe(folder)
-    stat = Path.stat
-    owned = {folder: 54321}
-
-    def stat_of(path):
-        found = stat(path)
-        return os.stat_result((*found[:4], owned.get(path, found.st_uid), *found[5:]))
-
-    monkeypatch.setattr(Path, "stat", stat_of)
-    assert not bytecode.is_safe(folder)
-    owned = {folder.parent: 54321}
-    assert not bytecode.is_safe(folder), "its owner could put another in its place"
-    owned = {folder: 0}
-    assert bytecode.is_safe(folder), "root could do anything as it is"
-
-
-def test_a_cache_of_ours_is_made_for_us_alone(installation):
+def test_what_is_compiled_is_for_us_alone(installation):
     run(installation)
-    assert (installation / "cache" / "quire" / "bytecode").stat().st_mode & 0o777 == 0o700
-
-
-def test_users_without_a_home_start_without_it(monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
-    assert bytecode.folder() is None
+    wait_until_kept(installation)
+    made = list((installation / "cache").rglob("*"))
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}
 
 
 def test_bytecode_has_the_optimisation_of_the_start_that_asked(installation):
@@ -179,7 +155,7 @@ def test_starts_at_once_leave_python_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "pycache_prefix", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     both = threading.Barrier(2)
-    monkeypatch.setattr(bytecode, "is_missing", lambda package: both.wait(20) >= 0)
+    monkeypatch.setattr(bytecode, "is_missing", lambda package: both.wait(60) >= 0)
     monkeypatch.setattr(bytecode, "compile_beside", lambda pairs: None)
 
     def start(seconds):
@@ -195,11 +171,12 @@ def test_starts_at_once_leave_python_as_it_was(tmp_path, monkeypatch):
 def test_nobody_waits_for_the_process_that_compiles_and_nothing_is_left_of_it(tmp_path):
     code = """
 import os, time
+import psutil
 from quire import bytecode
-bytecode.COMMAND = "import time; time.sleep(1)"
-begun = time.monotonic()
+bytecode.COMMAND = "import time; time.sleep(600)"
 bytecode.compile_beside([("a" * 100, "b" * 200)] * 2000)
-assert time.monotonic() - begun < 0.9
+(child,) = psutil.Process().children()
+child.kill()
 while True:
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -208,7 +185,7 @@ while True:
     time.sleep(0.02)
 """
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 def test_frozen_applications_are_not_run_again(tmp_path, monkeypatch):

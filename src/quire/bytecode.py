@@ -7,10 +7,8 @@ against its source, as ever.
 """
 
 import json
-import logging
 import os
 import py_compile
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,13 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from importlib.util import cache_from_source
-from pathlib import Path
 
-from quire import env
+from quire.caches import code_folder
 from quire.cgroup import num_cpus
 from quire.compilers import has_interpreter
-
-logger = logging.getLogger(__name__)
 
 WATCHED = "torch"  # stands for the installation: the largest package that a start imports
 COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from quire.bytecode import compile_listed; compile_listed()"
@@ -35,41 +30,15 @@ MOST_PROCESSES = 8
 _in_use = threading.Lock()  # by a start: what it sets is the whole process's
 
 
-def folder() -> str | None:
-    """Where bytecode is kept, made if need be. None = nowhere: it cannot be made, or others could put code there for us to run."""
-    try:
-        path = env.caches().resolve() / "quire" / "bytecode"
-        for part in (*reversed(path.parents), path):
-            part.mkdir(mode=0o700, exist_ok=True)
-        path = path.resolve()
-        if is_safe(path):
-            return str(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        logger.debug("no bytecode is kept: %s", error)
-        return None
-    logger.info("bytecode is not kept in %s, as other users could change what is there", path)
-    return None
-
-
-def is_safe(path: Path) -> bool:
-    """Whether only this user and root can put something into a folder, or another folder in its place."""
-
-    def is_closed(folder: Path) -> bool:
-        found = folder.stat()
-        # In a sticky folder, as /tmp is, others make entries of their own and leave ours.
-        may_add = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (folder == path or not found.st_mode & stat.S_ISVTX)
-        return found.st_uid in (0, os.geteuid()) and not may_add
-
-    return all(map(is_closed, (path, *path.parents)))
-
-
 @contextmanager
 def kept_apart() -> Iterator[None]:
     """Imports inside use the folder's bytecode, if the installation has none; what the folder lacks is compiled into it afterwards."""
-    prefix = folder() if sys.pycache_prefix is None and has_interpreter() and is_missing(WATCHED) else None
-    if prefix is None or not _in_use.acquire(blocking=False):
+    wanted = sys.pycache_prefix is None and has_interpreter() and is_missing(WATCHED)
+    folder = code_folder("bytecode") if wanted else None
+    if folder is None or not _in_use.acquire(blocking=False):
         yield
         return
+    prefix = str(folder)
     before = sys.dont_write_bytecode
     # Writing a thousand files is not for the start.
     sys.pycache_prefix, sys.dont_write_bytecode = prefix, True
@@ -117,6 +86,7 @@ def compile_beside(pairs: list[tuple[str, str]]) -> None:
 def compile_listed() -> None:
     """The other process: level of optimisation and pairs as JSON on stdin, shared by some processes."""
     os.nice(10)
+    os.umask(0o077)
     optimize, pairs = json.load(sys.stdin)
     count = max(1, min(MOST_PROCESSES, num_cpus() // 2))
     share = next((i for i in range(1, count) if os.fork() == 0), 0)

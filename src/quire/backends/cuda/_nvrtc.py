@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -13,19 +12,12 @@ from pathlib import Path
 
 import torch
 
+from quire import caches
+
 logger = logging.getLogger(__name__)
 
 KERNELS = Path(__file__).parent / "kernels"
 _locks: dict[str, threading.Lock] = {}  # of kernels, by their keys
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept; for users without a home a place that there is not, so that nothing is read from where we happen to be."""
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        caches = Path("/nonexistent")
-    return caches / "quire" / "kernels"
 
 
 def library_path() -> str | None:
@@ -57,14 +49,16 @@ def compile_kernel(source: str, macros: Mapping[str, str | int], architecture: s
     headers = {path.name: path.read_bytes() for path in sorted(KERNELS.glob("*.cuh"))}
     text = (KERNELS / source).read_bytes()
     key = hashlib.sha256(repr((_version(), options, text, headers)).encode()).hexdigest()
-    kept = cache_folder() / f"{key}.cubin"
     with _locks.setdefault(key, threading.Lock()):  # who comes while it is being compiled waits, and finds it
-        if kept.is_file():
-            return kept.read_bytes()
+        folder = caches.code_folder("kernels")
+        kept = None if folder is None else folder / f"{key}.cubin"
+        if kept is not None and (found := caches.read(kept)) is not None:
+            return found
         start = time.perf_counter()
         image = _compile(source, text, headers, options)
         logger.info("Compiled %s in %.2f seconds", source, time.perf_counter() - start)
-        _keep(kept, image)
+        if kept is not None:
+            _keep(kept, image)
         return image
 
 
@@ -98,12 +92,9 @@ def _read(program: ctypes.c_void_p, what: str) -> bytes:
 
 
 def _keep(path: Path, image: bytes) -> None:
-    """Writes a file as a whole or not at all; a home that cannot be written costs a compilation at each start."""
-    part = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
+    """A folder that cannot be written costs a compilation at each start."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(image)
-        part.replace(path)
+        caches.keep(path, image)
     except OSError as error:
         logger.warning("Compiled kernels cannot be kept in %s: %s", path.parent, error)
 

@@ -1,0 +1,78 @@
+"""Folders of the user's cache that hold code of ours. What is there is run, so nobody else may be able to put anything there."""
+
+import grp
+import logging
+import os
+import pwd
+import stat
+from functools import cache
+from pathlib import Path
+from secrets import token_hex
+
+from quire import env
+
+logger = logging.getLogger(__name__)
+
+
+def code_folder(name: str) -> Path | None:
+    """quire/`name` in the user's cache, made for this user alone if need be. None = it cannot be made, or others could put code there
+    for us to run; once a process a warning says so."""
+    try:
+        path = env.caches().resolve() / "quire" / name
+        for part in (*reversed(path.parents), path):
+            part.mkdir(mode=0o700, exist_ok=True)
+        path = path.resolve()
+        open_part = next((part for part in (path, *path.parents) if not is_closed(part.stat(), part != path)), None)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        _warn(f"there is no folder for it: {error}", "let XDG_CACHE_HOME name a folder that can be written")
+        return None
+    if open_part is not None:
+        remedy = (
+            f"let XDG_CACHE_HOME name a folder that only you can write, or close that one to others and empty {path}"
+        )
+        _warn(f"other users could change what is in {open_part}", remedy)
+        return None
+    return path
+
+
+def is_closed(found: os.stat_result, is_above: bool = False) -> bool:
+    """Whether only this user and root can change a file or folder. is_above: it is a folder above the one that matters."""
+    may_write = found.st_mode & (stat.S_IWOTH | (0 if _is_private(found.st_gid) else stat.S_IWGRP))
+    # In a sticky folder, as /tmp is, others make entries of their own and leave ours.
+    return found.st_uid in (0, os.geteuid()) and not (may_write and not (is_above and found.st_mode & stat.S_ISVTX))
+
+
+def read(path: Path) -> bytes | None:
+    """A file of ours; None = it is not there, or others could have made or changed it."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            return file.read() if is_closed(os.fstat(file.fileno())) else None
+    except OSError:
+        return None
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Writes a file of ours as a whole or not at all. Raises OSError."""
+    part = path.with_name(f"{path.name}.{token_hex(8)}")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _is_private(group_id: int) -> bool:
+    """Whether a group is this user's own, with nobody else in it: many systems give everybody one, and let it write by default."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(group_id)
+    except KeyError:
+        return False
+    return (group_id, group.gr_name) == (user.pw_gid, user.pw_name) and set(group.gr_mem) <= {user.pw_name}
+
+
+@cache
+def _warn(why: str, remedy: str) -> None:
+    logger.warning("compiled code is neither read nor kept, so starts take longer: %s; %s", why, remedy)
