@@ -120,10 +120,18 @@ def test_steps_do_overlap_and_rows_that_ended_rest(folder: Path, monkeypatch: py
     assert max(batch.decode_steps for batch in batches) == 8
 
 
-def test_the_next_smaller_size_is_captured_before_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = {
+    "top_p": 0.9, "top_k": 20, "min_p": 0.01, "presence_penalty": 0.4, "frequency_penalty": 0.3, "repetition_penalty": 1.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}, {**FULL, "logprobs": 2}], ids=str)
+def test_the_next_smaller_size_is_captured_before_it_is_needed(
+    folder: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("quire.runner.decode_loop.LEAST_AHEAD", 1)
     asked = [
-        Request(f"r{i}", [i, 5], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)) for i in range(5)
+        Request(f"r{i}", [i, 5], SamplingParams(**params, seed=i, max_tokens=20, ignore_eos=True)) for i in range(5)
     ]
     engine = engine_for(folder, RecordingPlatform())
     for request in asked:
@@ -156,11 +164,6 @@ def test_tokens_drawn_on_the_device_are_those_that_the_host_draws(
     assert ahead == answers(folder, CpuPlatform(), asked)
 
 
-FULL = {
-    "top_p": 0.9, "top_k": 20, "min_p": 0.01, "presence_penalty": 0.4, "frequency_penalty": 0.3, "repetition_penalty": 1.2,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "params",
     [
@@ -189,6 +192,19 @@ def test_penalties_filters_and_logprobs_on_the_device_are_those_of_the_host(
     assert filtered.count(True) > 5
     monkeypatch.undo()
     assert ahead == answers(folder, CpuPlatform(), asked)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 20])
+def test_a_vocabulary_smaller_than_what_is_told_of_larger_ones(tmp_path: Path, vocab_size: int) -> None:
+    folder = tiny_qwen2(tmp_path, vocab_size=vocab_size, eos_token_id=2)
+    asked = [
+        Request(f"r{i}", [i, 1], SamplingParams(max_tokens=9, seed=i, ignore_eos=True, logprobs=n))
+        for i, n in enumerate((0, 3, 9, 32))
+    ]
+    ahead, plain = (logprobs_of(folder, platform, asked) for platform in (RecordingPlatform(), CpuPlatform()))
+    for i, n in enumerate((0, 3, 9, 32)):
+        assert [len(entry.token_ids) for entry in ahead[f"r{i}"]] == [1 + min(n, vocab_size)] * 9
+        assert [e.token_ids for e in ahead[f"r{i}"]] == [e.token_ids for e in plain[f"r{i}"]]
 
 
 def logprobs_of(folder: Path, platform: CpuPlatform, asked: list[Request]) -> dict[Any, list[Any]]:

@@ -215,12 +215,12 @@ class DecodeLoop:
     def _capture_ahead(self, size: int | None, num_live: int) -> None:
         """Captures the steps of the next smaller size if the rows that go on will soon be so few: now the device is busy with what it has
         been asked for, then it would wait. After that every row has reached its limit and rests, so a step more does nothing."""
-        if size is None or self._pool is None or self.manner != GREEDY:
+        if size is None or self._pool is None:
             return
         smaller = next_smaller(size, self._num_rows)
         if smaller is None or smaller < LEAST_AHEAD or num_live > smaller * SOON:
             return
-        if (smaller, smaller) not in self._graphs[GREEDY].sizes:
+        if (smaller, smaller) not in self._graphs[self.manner].sizes:
             self._step.zero_()
             self._do_step(smaller, smaller)
 

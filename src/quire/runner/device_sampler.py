@@ -71,7 +71,8 @@ class DeviceSampler:
         if not (penalises or filtered.any() or most > NO_LOGPROBS):
             return DRAWING if random.any() else GREEDY
         wide = random & ((s.top_k[rows] <= 0) | (s.top_k[rows] >= self._vocab_size))
-        num_top = -1 if most == NO_LOGPROBS else next(top for top in TOPS if top >= most)
+        told = next(top for top in TOPS if top >= most)
+        num_top = -1 if most == NO_LOGPROBS else min(told, self._vocab_size)
         return Manner(bool(random.any()), True, penalises, bool(wide.any()), num_top)
 
     def make_tables(self, num_rows: int) -> None:
