@@ -1,6 +1,7 @@
 """Where compiled kernels are kept, and from where they are taken."""
 
 import pytest
+import torch
 
 from quire import caches
 from quire.backends.cuda import _nvrtc
@@ -47,3 +48,25 @@ def test_kernels_that_others_could_have_put_there_are_not_run(compiled, tmp_path
 def test_a_cache_that_cannot_be_made_costs_a_compilation(compiled, tmp_path):
     (tmp_path / "quire").write_text("a file where a folder should be")
     assert compile_one() == compile_one() == b"machine code" and len(compiled) == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "least", "below", "reasons"),
+    [
+        ((8, 0), (8, 0), None, []),
+        ((12, 0), (8, 0), None, []),
+        ((7, 5), (8, 0), None, ["compute capability is 7.5; it is made for 8.0 and above"]),
+        ((9, 0), (9, 0), (10, 0), []),
+        ((8, 9), (9, 0), (10, 0), ["compute capability is 8.9; it is made for 9.0"]),
+        ((10, 0), (9, 0), (10, 0), ["compute capability is 10.0; it is made for 9.0"]),
+    ],
+)
+def test_why_kernels_cannot_run_here(monkeypatch, found, least, below, reasons):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: found)
+    monkeypatch.setattr(_nvrtc, "library_path", lambda: "libnvrtc.so")
+    assert _nvrtc.why_not(least, below) == reasons
+    monkeypatch.setattr(_nvrtc, "library_path", lambda: None)
+    assert _nvrtc.why_not(least, below) == (reasons or ["NVRTC, CUDA's run-time compiler, is not installed"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _nvrtc.why_not(least, below) == ["no CUDA device is visible"]

@@ -37,15 +37,19 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
-@cache
 def num_processors() -> int:
     """Multiprocessors of the current device."""
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
+    return _num_processors(torch.cuda.current_device())
 
 
 @cache
-def _can_start_early() -> bool:
-    return torch.cuda.get_device_capability() >= (9, 0)
+def _num_processors(device_index: int) -> int:
+    return int(torch.cuda.get_device_properties(device_index).multi_processor_count)
+
+
+@cache
+def _can_start_early(device_index: int) -> bool:
+    return torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 def _check(code: int, what: str) -> None:
@@ -56,14 +60,17 @@ def _check(code: int, what: str) -> None:
 
 
 class Kernel:
-    """A kernel on the current device.
+    """A kernel on one device, which must be the current one whenever it is loaded or launched, as for Triton's: the driver would look
+    for code and default streams in the current device's context, and launch sizes come from the current device too.
 
     image         what NVRTC made
     num_threads   of a program
     shared_bytes  of a program
     """
 
-    def __init__(self, image: bytes, name: str, num_threads: int, shared_bytes: int) -> None:
+    def __init__(self, device: torch.device, image: bytes, name: str, num_threads: int, shared_bytes: int) -> None:
+        self._device_index, self._name = device.index, name
+        self._check_device()
         torch.cuda.current_stream().synchronize()  # torch makes its context the current one
         self._num_threads, self._shared_bytes = num_threads, shared_bytes
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -72,6 +79,14 @@ class Kernel:
         _check(driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode()), f"finding {name}")
         code = driver.cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
         _check(code, f"{shared_bytes} bytes of shared memory for {name}")
+
+    def _check_device(self) -> None:
+        current = torch.cuda.current_device()
+        if current != self._device_index:
+            raise RuntimeError(
+                f"the kernel {self._name} is for cuda:{self._device_index} and the current device is cuda:{current}; "
+                f"begin this thread with torch.cuda.set_device({self._device_index})"
+            )
 
     def number(self, name: str) -> int:
         """An i64 that the module keeps in a variable."""
@@ -93,6 +108,7 @@ class Kernel:
 
     def launch(self, num_programs: int, arguments: bytes) -> None:
         """On torch's current stream, every program on the device at once; `arguments`: the bytes of the one parameter, a struct."""
+        self._check_device()
         packed = ctypes.create_string_buffer(arguments, len(arguments))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -107,6 +123,7 @@ class Kernel:
 
         arguments  ctypes values; tensors and None stand for their addresses
         """
+        self._check_device()
         values = [ctypes.c_void_p(_address(a)) if a is None or isinstance(a, Tensor) else a for a in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         attributes = (_Attribute * 2)()
@@ -114,7 +131,7 @@ class Kernel:
         attributes[1].id, attributes[1].value.sizes = CLUSTER_DIMENSION, cluster
         configuration = _Configuration(
             grid, (self._num_threads, 1, 1), self._shared_bytes, torch.cuda.current_stream().cuda_stream, attributes,
-            1 + (cluster != (1, 1, 1)) if _can_start_early() else 0,
+            1 + (cluster != (1, 1, 1)) if _can_start_early(self._device_index) else 0,
         )  # fmt: skip
         _check(_library().cuLaunchKernelEx(ctypes.byref(configuration), self._function, pointers, None), "launch")
 

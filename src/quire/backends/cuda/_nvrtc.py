@@ -35,6 +35,17 @@ def library_path() -> str | None:
     return name
 
 
+def why_not(least: tuple[int, int], below: tuple[int, int] | None = None) -> list[str]:
+    """Reasons why kernels made for compute capabilities from `least` on (and `below` another) cannot run here; empty = they can."""
+    if not torch.cuda.is_available():
+        return ["no CUDA device is visible"]
+    found = torch.cuda.get_device_capability()
+    if found < least or (below is not None and found >= below):
+        and_above = "" if below else " and above"
+        return [f"compute capability is {found[0]}.{found[1]}; it is made for {least[0]}.{least[1]}{and_above}"]
+    return [] if library_path() else ["NVRTC, CUDA's run-time compiler, is not installed"]
+
+
 @cache
 def _library() -> ctypes.CDLL:
     path = library_path()

@@ -95,7 +95,7 @@ def _compiled(head_size: int, groups: int, is_bf16: bool) -> bytes:
 @cache
 def _kernel(device: torch.device, head_size: int, groups: int, is_bf16: bool) -> Kernel:
     image = _compiled(head_size, groups, is_bf16)
-    return Kernel(image, "prefill_attention", 128 * (groups + 1), shared_bytes(head_size, groups))
+    return Kernel(device, image, "prefill_attention", 128 * (groups + 1), shared_bytes(head_size, groups))
 
 
 @cache

@@ -54,12 +54,7 @@ class _Outputs(NamedTuple):
 @cache
 def why_not() -> list[str]:
     """Reasons why the kernel cannot run here; empty = it can."""
-    if not torch.cuda.is_available():
-        return ["no CUDA device is visible"]
-    major, minor = torch.cuda.get_device_capability()
-    if major != 9:
-        return [f"compute capability is {major}.{minor}; it is made for 9.0"]
-    return [] if _nvrtc.library_path() else ["NVRTC, CUDA's run-time compiler, is not installed"]
+    return _nvrtc.why_not(least=(9, 0), below=(10, 0))  # sm_90a is for these alone
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -135,7 +130,7 @@ def _num_tiles(out_size: int, columns: int, share: int) -> int:
 @cache
 def _kernel(device: torch.device, tile: Tile, ends: Ends) -> Kernel:
     threads = tile.num_threads + (32 if ends.normed and tile.blocks == 1 else 0)
-    return Kernel(_compiled(tile, ends), "product", threads, tile.shared_bytes)
+    return Kernel(device, _compiled(tile, ends), "product", threads, tile.shared_bytes)
 
 
 def _compiled(tile: Tile, ends: Ends) -> bytes:

@@ -205,7 +205,7 @@ def _plan_image() -> bytes:
 
 @cache
 def _plan_kernel(device: torch.device) -> Kernel:
-    return Kernel(_plan_image(), "attention_plan", PLAN_THREADS, 0)
+    return Kernel(device, _plan_image(), "attention_plan", PLAN_THREADS, 0)
 
 
 def _compiled(kind: Kind) -> bytes:
@@ -214,4 +214,4 @@ def _compiled(kind: Kind) -> bytes:
 
 @cache
 def _kernel(device: torch.device, kind: Kind) -> Kernel:
-    return Kernel(_compiled(kind), "split_attention", 32 * kind.tiling.warps, kind.shared_bytes)
+    return Kernel(device, _compiled(kind), "split_attention", 32 * kind.tiling.warps, kind.shared_bytes)

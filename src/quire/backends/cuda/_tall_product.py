@@ -56,7 +56,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def _kernel(device: torch.device, has_bias: bool, half: bool) -> Kernel:
-    return Kernel(_compiled(has_bias, half), "tall_product", NUM_THREADS, SHARED_BYTES)
+    return Kernel(device, _compiled(has_bias, half), "tall_product", NUM_THREADS, SHARED_BYTES)
 
 
 def _compiled(has_bias: bool, half: bool) -> bytes:

@@ -5,7 +5,6 @@ Below, a "program" is one of the kernel's CTAs; there is one on each multiproces
 
 import logging
 import struct
-from ctypes import CDLL
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -25,7 +24,6 @@ __all__ = ["IMPLEMENTS", "run", "why_not"]
 logger = logging.getLogger(__name__)
 
 IMPLEMENTS = "decode_step"
-MIN_CAPABILITY = (9, 0)  # bulk copies to shared memory begin here
 ROWS = (1, 2, 4, 8)  # batch sizes at which it is faster than layer by layer
 HEAD_DIMS = (64, 128)
 MOST_GROUP = 16  # query heads that share a key head: rows of one matrix instruction
@@ -38,18 +36,7 @@ SMALL_HIDDEN = 1024  # below it, waits are longer than reading the weights, and 
 @cache
 def why_not() -> list[str]:
     """Reasons why the kernel cannot run here; empty = it can."""
-    if not torch.cuda.is_available():
-        return ["no CUDA device is visible"]
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_CAPABILITY:
-        return [f"compute capability is {capability[0]}.{capability[1]}; 9.0 is needed"]
-    if _nvrtc.library_path() is None:
-        return ["NVRTC, CUDA's run-time compiler, is not installed"]
-    try:
-        CDLL("libcuda.so.1")
-    except OSError as error:
-        return [str(error)]
-    return []
+    return _nvrtc.why_not(least=(9, 0))  # bulk copies to shared memory begin there
 
 
 def run(net: DecoderTensors, fwd: ForwardBatch) -> Tensor | None:
@@ -85,7 +72,7 @@ class Step:
         device = net.embedding.device
         self.caches = _addresses(fwd)
         image = _nvrtc.compile_kernel("decode_step.cu", macros_of(net, fwd), _architecture())
-        self._kernel = Kernel(image, "decode_step", NUM_THREADS, shared_memory_bytes())
+        self._kernel = Kernel(device, image, "decode_step", NUM_THREADS, shared_memory_bytes())
         if self._kernel.programs_per_processor() < 1:
             raise RuntimeError("decode_step does not fit on a multiprocessor")
         self._layers = torch.tensor([_layer_row(net, fwd, i) for i in range(len(net.layers))]).to(device)

@@ -16,7 +16,6 @@ from quire.ops.sample_tokens import Scores
 __all__ = ["IMPLEMENTS", "run", "why_not"]
 
 IMPLEMENTS = "sample_tokens"
-MIN_CAPABILITY = (8, 0)  # sums over a warp in one instruction begin here
 THREADS, PART, GROUPS = 256, 8192, 64  # of a program; columns, and groups, of a part: as in kernels/sample_row.cuh
 WARPS = THREADS // 32
 POINTERS = (
@@ -43,12 +42,7 @@ class Problem(ctypes.Structure):
 @cache
 def why_not() -> list[str]:
     """Reasons why the kernels cannot run here; empty = they can."""
-    if not torch.cuda.is_available():
-        return ["no CUDA device is visible"]
-    major, minor = torch.cuda.get_device_capability()
-    if (major, minor) < MIN_CAPABILITY:
-        return [f"compute capability is {major}.{minor}; {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} is needed"]
-    return [] if _nvrtc.library_path() else ["NVRTC, CUDA's run-time compiler, is not installed"]
+    return _nvrtc.why_not(least=(8, 0))  # sums over a warp in one instruction begin there
 
 
 def run(
@@ -93,7 +87,7 @@ def run(
 
 @cache
 def _kernels(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
-    return [Kernel(_compiled(dtype), name, THREADS, 0) for name in ("survey", "weigh", "choose")]
+    return [Kernel(device, _compiled(dtype), name, THREADS, 0) for name in ("survey", "weigh", "choose")]
 
 
 def _compiled(dtype: torch.dtype) -> bytes:
