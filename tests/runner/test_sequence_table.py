@@ -1,6 +1,7 @@
 """Rows of the table: what batches do to them, and that a freed row leaves nothing behind."""
 
 import numpy as np
+import psutil
 import pytest
 
 from quire.core.batch import Batch, NewSequence, ScheduledSequence
@@ -74,3 +75,11 @@ def test_a_sequence_twice_or_one_too_many_is_a_bug(table: SequenceTable) -> None
         table.update(Batch([], [new(10, [1], [])]))
     with pytest.raises(RuntimeError, match="all 2 rows are taken"):
         table.update(Batch([], [new(12, [1], [])]))
+
+
+def test_memory_is_taken_by_what_is_written_not_by_whole_rows() -> None:
+    table = SequenceTable(max_num_seqs=1024, max_model_len=32_768, block_size=16)
+    before = psutil.Process().memory_info().rss
+    table.token_ids[:, :8] = 1  # pages of 2 MB would bring in all 128 MB, and the first steps would wait for them
+    assert psutil.Process().memory_info().rss - before < 32 * 2**20
+    assert table.token_ids.sum() == 8 * 1024
