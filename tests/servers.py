@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import psutil
 from tiny_checkpoints import byte_tokenizer
 
 HERE = Path(__file__).parent
-READY_S = 60.0
+READY_S = 120.0
+LEAVING_S = 60.0  # seconds that processes have to end, on a machine that has much else to do
 
 
 def free_port() -> int:
@@ -87,8 +89,18 @@ class Server:
 
     def health(self) -> int:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(self.url + "/health", timeout=5).status_code
+            return httpx.get(self.url + "/health", timeout=60).status_code
         return 0
+
+    def wait_for(self, condition: Callable[[], object], within_s: float = READY_S) -> None:
+        """Waits until something is so, of which the server may be too busy to tell."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.HTTPError, psutil.Error, LookupError):
+                if condition():
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"not so within {within_s} s: {self.text()}")
 
     def text(self) -> str:
         return self.log.read_text()
@@ -99,10 +111,10 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 if any(module in word for word in child.cmdline()):
                     return child.pid
-        raise AssertionError(f"no child runs {module}")
+        raise LookupError(f"no child runs {module}")
 
     def engine_pid(self) -> int:
-        with contextlib.suppress(AssertionError):
+        with contextlib.suppress(LookupError):
             return self.pid("fake_engine")
         return self.pid("quire.engine.process")
 
@@ -112,7 +124,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """Value of a metric with vLLM's prefix."""
-        text = httpx.get(self.url + "/metrics").text
+        text = httpx.get(self.url + "/metrics", timeout=60).text
         found = re.search(rf"^vllm:{name}(?:{{[^}}]*}})? (\S+)$", text, re.M)
         assert found, f"no metric {name}"
         return float(found[1])
@@ -120,7 +132,7 @@ class Server:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, within_s: float = 20.0) -> int:
+    def wait(self, within_s: float = LEAVING_S) -> int:
         return self.process.wait(within_s)
 
     def kill(self) -> None:
@@ -132,8 +144,8 @@ class Server:
                 self.process.wait(0.3)
             self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                self.process.wait(LEAVING_S)
             self.process.kill()
             self.process.wait()
-            _, alive = psutil.wait_procs(family, timeout=5)
+            _, alive = psutil.wait_procs(family, timeout=LEAVING_S)
             assert not alive, f"orphans: {alive}"

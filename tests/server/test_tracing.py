@@ -78,10 +78,13 @@ def test_each_prompt_has_a_span_in_its_clients_trace(tmp_path, collector):
         parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
         before_ns = time.time_ns()
         answer = httpx.post(
-            server.url + "/v1/chat/completions", json=CHAT, headers={"traceparent": parent, "x-request-id": "mine"}
+            server.url + "/v1/chat/completions",
+            json=CHAT,
+            headers={"traceparent": parent, "x-request-id": "mine"},
+            timeout=60,
         )
         body = {"prompt": ["a", "b"], "max_tokens": 3, "stream": True}
-        with httpx.stream("POST", server.url + "/v1/completions", json=body) as stream:
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as stream:
             stream.read()
         after_ns = time.time_ns()
         server.terminate()
@@ -132,7 +135,7 @@ def test_every_line_is_json(tmp_path):
     log = tmp_path / "log"
     args = {"log_format": "json", "enable_log_requests": True}
     with Server(log, fake_model(tmp_path / "m", VOCAB_SIZE), fake=True, **args) as server:
-        httpx.post(server.url + "/v1/chat/completions", json={**CHAT, "unknown\nfield": 1})
+        httpx.post(server.url + "/v1/chat/completions", json={**CHAT, "unknown\nfield": 1}, timeout=60)
         server.terminate()
         assert server.wait() == 0
     found = lines(log)
@@ -150,7 +153,7 @@ def test_of_a_prompt_as_much_is_logged_as_the_operator_allows(tmp_path):
     log = tmp_path / "log"
     args = {"enable_log_requests": True, "max_log_len": 4}
     with Server(log, fake_model(tmp_path / "m", VOCAB_SIZE), fake=True, **args) as server:
-        httpx.post(server.url + "/v1/completions", json={"prompt": "abcdefgh", "max_tokens": 1})
+        httpx.post(server.url + "/v1/completions", json={"prompt": "abcdefgh", "max_tokens": 1}, timeout=60)
     assert "prompt: 'abcd'" in log.read_text() and "abcde" not in log.read_text()
 
 

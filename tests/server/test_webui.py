@@ -17,7 +17,7 @@ KINDS = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 def http(tmp_path_factory):
     folder = tmp_path_factory.mktemp("webui")
     with Server(folder / "log", fake_model(folder / "model"), fake=True, api_key=["key"]) as server:
-        with httpx.Client(base_url=server.url) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             yield client
 
 
@@ -82,4 +82,4 @@ def test_scripts_parse(name):
 def test_it_can_be_switched_off(tmp_path):
     with Server(tmp_path / "log", fake_model(tmp_path / "model"), fake=True, disable_ui=True) as server:
         for path in ("/", "/dashboard", "/ui/app.js"):
-            assert httpx.get(server.url + path).status_code == 404
+            assert httpx.get(server.url + path, timeout=60).status_code == 404

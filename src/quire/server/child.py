@@ -53,10 +53,11 @@ class Child:
         return f"killed by signal {-code}"
 
     def kill(self) -> None:
-        """Ends it now and waits until it is gone."""
+        """Ends it now, waits until it is gone, and closes its channel."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
+        self.control.sock.close()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it ended by itself within that time."""

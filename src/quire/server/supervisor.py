@@ -85,6 +85,7 @@ class Supervisor:
         finally:
             for child in self._children.values():
                 child.kill()
+            self._selector.close()
             self._listener.close()
             rundir.remove(self._run_dir)
 
