@@ -115,7 +115,21 @@ class Message(BaseModel):
     content: str | list[Any] | None = None
 
 
-class ChatCompletionRequest(GenerateRequest):
+class ChatPromptFields(BaseModel):
+    """What the prompt of a chat depends on, beside its messages."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    documents: list[Any] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatCompletionRequest(GenerateRequest, ChatPromptFields):
     """POST /v1/chat/completions."""
 
     bounds = {**GENERATE, **CHAT}
@@ -124,17 +138,8 @@ class ChatCompletionRequest(GenerateRequest):
     logprobs: bool | None = None
     top_logprobs: Whole = None
     echo: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
-    function_call: str | dict[str, Any] | None = None
-    documents: list[Any] | None = None
     include_reasoning: bool | None = None
-    reasoning_effort: str | None = None
 
 
 class CompletionRequest(GenerateRequest):

@@ -11,18 +11,16 @@ from quire.core.bounds import Field as Bound
 from quire.engine.prompts import check_token_ids, integer_ids
 from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
+from quire.server.openai.conversation import prepare
 from quire.server.openai.endpoint import ignored_headers, json_response, request_body
 from quire.server.openai.fields import CHAT, GENERATE, check_unhonoured
-from quire.server.openai.schemas import MAX_MESSAGES, Body, Message, parse
+from quire.server.openai.schemas import MAX_MESSAGES, Body, ChatCompletionRequest, ChatPromptFields, Message, parse
 from quire.server.serving import Serving
 from quire.text.tokenizer import Tokenizer
 
 router = APIRouter()
-_AS_IN_CHATS = "model messages add_generation_prompt continue_final_message chat_template_kwargs tools".split()
-
-
 TOKENIZE: dict[str, Bound] = {
-    **{name: {**GENERATE, **CHAT}[name] for name in _AS_IN_CHATS},
+    **{name: {**GENERATE, **CHAT}[name] for name in ("model", "messages", *ChatPromptFields.model_fields)},
     "prompt": Bound(STRING, "a text; this or messages"),
     "add_special_tokens": Bound(BOOLEAN, "put bos and eos where the tokenizer does", default="true of a prompt, false of messages"),
     "return_token_strs": Bound(BOOLEAN, "the tokens as the vocabulary spells them", default="false"),
@@ -30,8 +28,8 @@ TOKENIZE: dict[str, Bound] = {
 DETOKENIZE: dict[str, Bound] = {"model": GENERATE["model"], "tokens": Bound(TOKEN_IDS, "the token ids of a text")}
 
 
-class TokenizeRequest(Body):
-    """A prompt or messages, one of the two. add_special_tokens: default true for a prompt, false for messages."""
+class TokenizeRequest(Body, ChatPromptFields):
+    """A prompt, or messages with what else a chat's prompt depends on. add_special_tokens: default true for a prompt, false for messages."""
 
     bounds = TOKENIZE
     model: str | None = None
@@ -39,10 +37,6 @@ class TokenizeRequest(Body):
     messages: Annotated[list[Message] | None, Field(max_length=MAX_MESSAGES)] = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
 
 
 class DetokenizeRequest(Body):
@@ -73,6 +67,9 @@ def _tokenized(request: TokenizeRequest, serving: Serving) -> Response:
     serving.name_for(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("give either prompt or messages", "prompt")
+    of_chats = [name for name in ChatPromptFields.model_fields if getattr(request, name) is not None]
+    if request.prompt is not None and of_chats:
+        raise InvalidRequest(f"{of_chats[0]} has a meaning for messages alone, not for a prompt", of_chats[0])
     text = _chat_text(request, serving) if request.prompt is None else request.prompt
     special = request.prompt is not None if request.add_special_tokens is None else request.add_special_tokens
     ids = serving.frontend.tokenize(text, special)
@@ -82,15 +79,9 @@ def _tokenized(request: TokenizeRequest, serving: Serving) -> Response:
 
 
 def _chat_text(request: TokenizeRequest, serving: Serving) -> str:
-    continuing = bool(request.continue_final_message)
-    opening = request.add_generation_prompt
-    return serving.frontend.chat_prompt(
-        [message.model_dump(exclude_unset=True) for message in request.messages or ()],
-        add_generation_prompt=not continuing if opening is None else opening,
-        continue_final_message=continuing,
-        tools=request.tools,
-        template_kwargs=request.chat_template_kwargs,
-    )
+    """The prompt that a chat with these fields has."""
+    fields = {name: getattr(request, name) for name in ChatPromptFields.model_fields}
+    return prepare(ChatCompletionRequest(messages=request.messages or [], **fields), serving).prompt
 
 
 def _detokenized(request: DetokenizeRequest, serving: Serving) -> Response:
