@@ -51,7 +51,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("sequence", "            self.prompt_logprobs = []\n", "            pass\n"),
     ("sequence", "+ self.stop.max_tokens - 1", "+ 1"),
     ("sequence", "index == 0 and not emitted", "not emitted"),
-    ("sequence", "token_ids=list(self.token_ids)", "token_ids=self.token_ids"),
+    ("sequence", "token_ids=self.token_ids[:]", "token_ids=self.token_ids"),
     ("admission", "if num_prompt >= config.max_model_len:", "if num_prompt > config.max_model_len:"),
     ("admission", "if needed > usable:", "if needed > usable + 1:"),
     ("scheduler", "sequence.num_computed_tokens < len(sequence.block_ids) * block_size", "True"),

@@ -5,6 +5,8 @@ slots through the block table and compares them with what its own tokens say, so
 seen at once. The next token is a function of the fingerprint, so the right output of a sequence is what `solo` computes alone.
 """
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from quire.core.batch import (
@@ -45,7 +47,7 @@ def next_token(fingerprint: int, index: int) -> int:
     return ((fingerprint + index * 7919) * 2_654_435_761 >> 13) % VOCAB_SIZE
 
 
-def fingerprints(token_ids: list[int]) -> list[int]:
+def fingerprints(token_ids: Iterable[int]) -> list[int]:
     found, last = [], 0
     for token_id in token_ids:
         last = extend(last, token_id)
@@ -92,7 +94,7 @@ class Row:
 
     new: NewSequence
     salt: str
-    token_ids: list[int]
+    token_ids: "array[int]"
     num_computed: int
     block_ids: list[int]
     failed: bool = False
@@ -160,7 +162,7 @@ class StubRunner:
             self.kv[self._slot(row, row.num_computed)] = (fingerprint, row.salt)
             row.token_ids.append(next_token(fingerprint, row.new.index))
             row.num_computed += 1
-        token_ids = row.token_ids[start:]
+        token_ids = list(row.token_ids[start:])
         return SequenceResult(scheduled.seq_id, token_ids, self._logprobs(row, token_ids))
 
     # Rows append to the lists that they were given, as a runner may: the scheduler must not need them any more.
@@ -184,7 +186,7 @@ class StubRunner:
         token_ids = []
         if end == len(row.token_ids):
             token_ids = [next_token(known[-1], row.new.index)]
-            row.token_ids += token_ids
+            row.token_ids.extend(token_ids)
         return SequenceResult(seq_id, token_ids, self._logprobs(row, token_ids), self._prompt_logprobs(row, start, end))
 
     def _read(self, row: Row, end: int) -> None:

@@ -1,5 +1,6 @@
 """BlockPool: order of reuse, sharing, and a check() that notices each kind of damage."""
 
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -28,7 +29,7 @@ def holder(block_ids: list[int], num_computed: int = 0, seq_id: int = 0) -> Sequ
 
 def filed(cache: PrefixCache, block_ids: list[int], token_ids: list[int]) -> PrefixChain:
     chain = PrefixChain(("",))
-    cache.file(chain, token_ids, block_ids, len(token_ids) // SIZE)
+    cache.file(chain, array("I", token_ids), block_ids, len(token_ids) // SIZE)
     return chain
 
 

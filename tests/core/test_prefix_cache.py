@@ -1,20 +1,22 @@
 """PrefixCache: what is found, and what is not."""
 
+from array import array
+
 from quire.core.prefix_cache import PrefixCache, PrefixChain
 
 SIZE = 4
-A, B, C = [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]
+A, B, C = array("I", [1, 2, 3, 4]), array("I", [5, 6, 7, 8]), array("I", [9, 10, 11, 12])
 
 
 def chain(salt: str = "") -> PrefixChain:
     return PrefixChain((salt,))
 
 
-def found(cache: PrefixCache, token_ids: list[int], salt: str = "") -> list[int]:
+def found(cache: PrefixCache, token_ids: "array[int]", salt: str = "") -> list[int]:
     return [entry.block_id for entry in cache.match((salt,), token_ids, len(token_ids) // SIZE)]
 
 
-def file(cache: PrefixCache, token_ids: list[int], block_ids: list[int], salt: str = "") -> PrefixChain:
+def file(cache: PrefixCache, token_ids: "array[int]", block_ids: list[int], salt: str = "") -> PrefixChain:
     where = chain(salt)
     cache.file(where, token_ids, block_ids, len(token_ids) // SIZE)
     return where
@@ -22,7 +24,7 @@ def file(cache: PrefixCache, token_ids: list[int], block_ids: list[int], salt: s
 
 def test_the_longest_common_beginning_is_found() -> None:
     cache = PrefixCache(SIZE)
-    file(cache, A + B + [1], [1, 2])
+    file(cache, A + B + A[:1], [1, 2])
     assert found(cache, A + B + C) == [1, 2]
     assert found(cache, A + C) == [1]
     assert found(cache, A + B[:3]) == [1]
@@ -64,7 +66,7 @@ def test_a_key_is_what_the_block_is_then_filed_under() -> None:
     cache, where = PrefixCache(SIZE), chain()
     first = cache.key(where.parent, A + B, 0)
     cache.file(where, A + B, [1, 2], 1)
-    second = cache.key(where.parent, A + B + [9], 1)
+    second = cache.key(where.parent, A + B + C[:1], 1)
     cache.file(where, A + B, [1, 2], 2)
     assert [entry.key for entry in cache.match(("",), A + B, 2)] == [first, second]
 

@@ -117,7 +117,7 @@ def test_a_batch_says_what_a_runner_needs_and_shares_no_list_with_the_scheduler(
     h.add(r)
     h.schedule()
     (new,) = h.batch.added
-    assert (new.seq_id, new.index, new.token_ids, new.num_prompt_tokens, new.num_computed_tokens) == (
+    assert (new.seq_id, new.index, list(new.token_ids), new.num_prompt_tokens, new.num_computed_tokens) == (
         0,
         0,
         [1] * 6,
@@ -510,7 +510,7 @@ def test_a_replay_goes_on_after_the_tokens_that_were_emitted() -> None:
     tokens = solo(request("r", [1] * 5, max_tokens=6), 0, 100)[0]
     h.add(request("r", [1] * 5, max_tokens=6, emitted=(tuple(tokens[:4]),)))
     h.schedule()
-    assert h.batch.added[0].token_ids == [1] * 5 + tokens[:4] and h.batch.added[0].num_prompt_tokens == 5
+    assert list(h.batch.added[0].token_ids) == [1] * 5 + tokens[:4] and h.batch.added[0].num_prompt_tokens == 5
     (output,) = h.commit()
     assert output.token_ids == tokens[4:5]
     h.drain()

@@ -8,7 +8,7 @@ A runner keeps one row of state for each sequence it has been told of (tokens, b
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from quire.core.params import SamplingParams
@@ -27,7 +27,7 @@ class NewSequence:
 
     seq_id: int
     index: int
-    token_ids: list[int]
+    token_ids: Sequence[int]
     num_prompt_tokens: int
     num_computed_tokens: int
     block_ids: list[int]

@@ -70,7 +70,7 @@ class PrefixCache:
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._by_block
 
-    def match(self, root: tuple[str, ...], token_ids: list[int], max_blocks: int) -> list[CachedPrefix]:
+    def match(self, root: tuple[str, ...], token_ids: "array[int]", max_blocks: int) -> list[CachedPrefix]:
         """The longest cached beginning of `token_ids`, at most `max_blocks` blocks. Changes nothing."""
         found: list[CachedPrefix] = []
         parent: Parent = root
@@ -82,12 +82,12 @@ class PrefixCache:
             parent = entry.prefix_id
         return found
 
-    def key(self, parent: Parent, token_ids: list[int], index: int) -> Key:
+    def key(self, parent: Parent, token_ids: "array[int]", index: int) -> Key:
         """What block `index`, which continues the prefix `parent`, is filed under."""
         begin = index * self._block_size
-        return parent, array("i", token_ids[begin : begin + self._block_size]).tobytes()
+        return parent, token_ids[begin : begin + self._block_size].tobytes()
 
-    def file(self, chain: PrefixChain, token_ids: list[int], block_ids: list[int], num_blocks: int) -> None:
+    def file(self, chain: PrefixChain, token_ids: "array[int]", block_ids: list[int], num_blocks: int) -> None:
         """Files the sequence's blocks [chain.num_blocks, num_blocks), whose keys and values are all computed."""
         for index in range(chain.num_blocks, num_blocks):
             key = self.key(chain.parent, token_ids, index)
@@ -119,7 +119,7 @@ class PrefixCache:
         for block_id, entry in self._by_block.items():
             if entry.block_id != block_id:
                 found.append(f"block {block_id} is filed as block {entry.block_id}")
-            if len(entry.key[1]) != self._block_size * array("i").itemsize:
+            if len(entry.key[1]) != self._block_size * array("I").itemsize:
                 found.append(f"block {block_id} is cached but not full")
             if self._by_key.get(entry.key) is not entry:
                 found.append(f"block {block_id} is cached under a key that is not its own")

@@ -424,7 +424,7 @@ class Scheduler:
 
     def _extend(self, sequence: Sequence, result: SequenceResult, cut: Cut) -> EngineOutput:
         token_ids = result.token_ids[: cut.num_kept]
-        sequence.token_ids += token_ids
+        sequence.token_ids.extend(token_ids)
         self.kv.file(sequence)
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         if cut.finish_reason is not None:
@@ -460,7 +460,7 @@ class Scheduler:
             stop = StopRule(request, self.config.max_model_len)
             sequence = Sequence(self._next_seq_id, index, request, stop, PrefixChain((request.cache_salt,)))
             self._next_seq_id += 1
-            emitted = sequence.token_ids[sequence.num_prompt_tokens :]
+            emitted = sequence.token_ids[sequence.num_prompt_tokens :].tolist()
             if stop.cut(0, emitted).finish_reason is None:
                 sequences.append(sequence)
         return sequences

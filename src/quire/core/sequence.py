@@ -1,6 +1,7 @@
 """Sequence: one growing token stream of a request."""
 
 import enum
+from array import array
 
 from quire.core.batch import NewSequence, ScheduledSequence, TokenLogprobs
 from quire.core.params import SamplingParams
@@ -38,6 +39,7 @@ class Sequence:
     be past the last known token; num_confirmed_tokens follows it when they are committed.
 
     seq_id             also the order of arrival
+    token_ids          as uint32: made once of the prompt's ids, and from then on copied, cut and compared as memory
     index              which of the request's n sequences
     num_cached_tokens  prompt tokens found in the prefix cache when first admitted; None before
     num_preemptions    times that it lost its blocks
@@ -59,7 +61,8 @@ class Sequence:
         self.request = request
         self.stop = stop
         self.prefix = prefix
-        self.token_ids = [*request.prompt_token_ids, *emitted]
+        self.token_ids = array("I", request.prompt_token_ids)
+        self.token_ids.extend(emitted)
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_computed_tokens = self.num_confirmed_tokens = 0
         self.block_ids: list[int] = []
@@ -109,7 +112,7 @@ class Sequence:
         return NewSequence(
             seq_id=self.seq_id,
             index=self.index,
-            token_ids=list(self.token_ids),
+            token_ids=self.token_ids[:],
             num_prompt_tokens=self.num_prompt_tokens,
             num_computed_tokens=self.num_computed_tokens,
             block_ids=list(self.block_ids),

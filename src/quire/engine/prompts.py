@@ -1,9 +1,12 @@
 """The forms a prompt may have, brought to one: text to tokenise, or token ids."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 from quire.core.params import SamplingParams
 from quire.errors import InvalidRequest
@@ -64,21 +67,22 @@ def one_for_each(values: Any, count: int, name: str, kind: type[P]) -> list[P | 
 def integer_ids(values: Iterable[Any], name: str = "prompt") -> list[int]:
     """The values as Python ints (numpy's count too). Raises InvalidRequest."""
     items = list(values)
-    kinds = set(map(type, items))
-    if kinds == {int}:  # as good as always; one prompt may have 100,000 of them
+    if operator.countOf(map(type, items), int) == len(items):  # as good as always; one prompt may have 100,000 of them
         return items
     try:
         ids = [operator.index(item) for item in items]
     except TypeError:
         raise InvalidRequest(f"a list {name} must hold token ids, which are integers", name) from None
-    if bool in kinds:
+    if bool in map(type, items):
         raise InvalidRequest(f"a list {name} must hold token ids, not true or false", name)
     return ids
 
 
-def check_token_ids(token_ids: Iterable[int], vocab_size: int, name: str) -> None:
+def check_token_ids(token_ids: Collection[int], vocab_size: int, name: str) -> None:
     """Raises InvalidRequest unless every id is in [0, vocab_size)."""
-    for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
+    if not token_ids or _all_below(token_ids, vocab_size):
+        return
+    for token_id in (min(token_ids), max(token_ids)):
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
                 f"{name} holds token id {_number(token_id)}; the model has 0 to {vocab_size - 1}", name
@@ -109,6 +113,14 @@ def _from_mapping(prompt: Mapping[str, Any]) -> ParsedPrompt:
     if salt is not None and not isinstance(salt, str):
         raise InvalidRequest(f"'cache_salt' must be a string, not {type(salt).__name__}", "cache_salt")
     return ParsedPrompt(text, None if ids is None else integer_ids(ids), salt or "")
+
+
+def _all_below(token_ids: Collection[int], limit: int) -> bool:
+    """Whether all are in [0, limit); in a quarter of the time that min and max take."""
+    try:
+        return bool(np.frombuffer(array("I", token_ids), dtype=np.uint32).max() < limit)
+    except OverflowError:  # negative, or not of 32 bits
+        return False
 
 
 def _is_token_id(value: Any) -> bool:
