@@ -74,3 +74,61 @@ def test_where_nothing_is_thought_there_is_nothing_to_bound(http):
     assert http.post("/v1/completions", json={**body, "thinking_token_budget": 3}).json()["choices"][0]["text"] == plain
     thinking = {**body, "prompt": "hello<think>", "thinking_token_budget": 3, "return_token_ids": True}
     assert END in http.post("/v1/completions", json=thinking).json()["choices"][0]["token_ids"][:4]
+
+
+PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"], "additionalProperties": False}  # fmt: skip
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+PLAIN = {"ignore_eos": False, "temperature": 0.0, "max_tokens": 80}
+NO_MARKS = {str(token_id): -100 for token_id in range(VOCAB_SIZE - 4, VOCAB_SIZE + 1)}
+ASCII = [
+    *range(ord("~") - ord("!") + 1),
+    VOCAB_SIZE - 4,
+    END,
+]  # a model with random weights takes to bytes that are no text
+
+
+def test_a_form_is_asked_of_the_answer_and_not_of_the_reasoning(http):
+    fields = {**PLAIN, "logit_bias": NO_MARKS, "thinking_token_budget": 8, "allowed_token_ids": ASCII}
+    free = ask(http, **fields).json()["choices"][0]
+    formed = ask(http, **fields, response_format=SCHEMA).json()
+    choice, usage = formed["choices"][0], formed["usage"]
+    assert choice["token_ids"][:9] == free["token_ids"][:9] and END in choice["token_ids"][:9]
+    assert choice["message"]["reasoning"] == free["message"]["reasoning"] != ""
+    assert set(json.loads(choice["message"]["content"])) == {"age"}
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == choice["token_ids"].index(END) + 1
+    texts, _ = streamed(http, **fields, response_format=SCHEMA)
+    assert texts == {name: choice["message"][name] for name in texts}
+
+
+def test_json_is_closed_within_its_tokens_though_the_reasoning_would_take_them_all(http):
+    choice = ask(http, **PLAIN, logit_bias={**NO_MARKS, str(END): -100}, response_format=SCHEMA).json()["choices"][0]
+    assert set(json.loads(choice["message"]["content"])) == {"age"} and choice["message"]["reasoning"]
+    assert len(choice["token_ids"]) <= 80
+
+
+def test_a_forced_call_comes_after_the_reasoning(http):
+    tools = [{"type": "function", "function": {"name": "note", "parameters": PERSON}}]
+    choice = ask(http, **PLAIN, thinking_token_budget=5, tools=tools, tool_choice="required").json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "note" and set(json.loads(call["function"]["arguments"])) == {"age"}
+    assert choice["message"]["reasoning"] and choice["finish_reason"] == "tool_calls"
+    assert choice["token_ids"].index(END) <= 5
+
+
+def test_reasoning_that_the_prompt_has_ended_does_not_begin_again(http):
+    ended = {
+        "messages": [*MESSAGES, {"role": "assistant", "content": "<think>\n\n</think>\n\n"}],
+        "continue_final_message": True,
+    }
+    choice = ask(http, **PLAIN, **ended, structured_outputs={"regex": "[ab]{5}"}).json()["choices"][0]
+    assert set(choice["message"]["content"]) <= {"a", "b"} and len(choice["message"]["content"]) == 5
+    assert "reasoning" not in choice["message"] and len(choice["token_ids"]) <= 6
+
+
+def test_tokens_for_the_end_of_the_reasoning_count(http):
+    body = {"messages": MESSAGES, "response_format": SCHEMA}
+    answers = [http.post("/v1/chat/completions", json={**body, "max_tokens": k}) for k in range(1, 12)]
+    refused = [answer.status_code for answer in answers].count(400)
+    assert 1 < refused < 11 and "takes about" in answers[0].json()["error"]["message"]
+    content = [answer.json()["choices"][0]["message"]["content"] for answer in answers[refused:]]
+    assert all(set(json.loads(text)) == {"age"} for text in content)

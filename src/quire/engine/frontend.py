@@ -18,7 +18,7 @@ from quire.errors import CheckpointError, ContextLengthExceeded, InvalidRequest
 from quire.hf_config import HfConfig
 from quire.text.chat import ChatTemplates
 from quire.text.generation_config import GenerationConfig, read_generation_config
-from quire.text.grammar import MAX_CLOSING, GrammarChecker, GrammarCompiler
+from quire.text.grammar import MAX_CLOSING, GrammarChecker, GrammarCompiler, after_reasoning
 from quire.text.isolated_grammar import IsolatedChecker
 from quire.text.reasoning import think
 from quire.text.tokenizer import Tokenizer
@@ -116,6 +116,7 @@ class Frontend:
         cap_max_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
         truncation_side: str = "left",
+        reasons: bool = False,
     ) -> RequestStream:
         """Validates, tokenises and fills in what was left open; hand `.request` to an engine and its outputs to `.push`.
 
@@ -123,6 +124,7 @@ class Frontend:
         label           the caller's name for the request; the engine's own id is random
         cap_max_tokens  max_tokens beyond the model length is cut to what fits; False: it is refused
         truncate_prompt_tokens  longer prompts are cut to so many tokens, at truncation_side; -1 = to what max_tokens leaves
+        reasons         the model may reason before an output of a given form; see can_reason_first
         Raises InvalidRequest, ContextLengthExceeded.
         """
         parsed = parse_prompt(prompt)
@@ -142,8 +144,8 @@ class Frontend:
             bad_words_token_ids=self._bad_words_ids(params),
             priority=priority,
             cache_salt=_checked_salt(parsed.cache_salt or cache_salt),
-            grammar=self._grammar(params),
-            think_token_ids=self._think_ids(params, token_ids),
+            grammar=self._grammar(params, token_ids, reasons),
+            think_token_ids=self._think_ids(params, token_ids, reasons),
         )
         return RequestStream(request, self.tokenizer, label=label, prompt=parsed.text)
 
@@ -209,19 +211,28 @@ class Frontend:
         if params.seed is None:
             params.seed = self._seeds.getrandbits(64)
 
-    def _grammar(self, params: SamplingParams) -> str:
-        """The grammar of what the output must look like, known to compile; "" = anything."""
+    def can_reason_first(self) -> bool:
+        """Whether reasoning is between marks that are tokens, so that a grammar can begin after them."""
+        return self.tokenizer is not None and None not in map(self.tokenizer.token_to_id, think.MARKS)
+
+    def _grammar(self, params: SamplingParams, token_ids: list[int], reasons: bool) -> str:
+        """The grammar of what the output must look like, known to compile; "" = anything. reasons: it may begin after reasoning."""
         if params.structured_outputs is None:
             return ""
         grammar = self._grammars().checked(params.structured_outputs)
-        needed = grammar.num_closing
+        begin, end, tail = self._marks(token_ids, "structured_outputs") if reasons else (None, None, "")
+        begun = think.has_begun(tail)
+        needed = MAX_CLOSING + 1 if grammar.num_closing is None else grammar.num_closing + begun
         is_json = params.structured_outputs.kind in ("json", "json_object")
-        if is_json and (MAX_CLOSING + 1 if needed is None else needed) > (params.max_tokens or 0):
-            about = f"more than {MAX_CLOSING}" if needed is None else f"about {needed}"
+        if is_json and needed > (params.max_tokens or 0):
+            about = f"more than {MAX_CLOSING}" if needed > MAX_CLOSING else f"about {needed}"
             raise InvalidRequest(
                 f"max_tokens is {params.max_tokens}, and the JSON that is asked for takes {about}", "max_tokens"
             )
-        return grammar.text
+        # A template that is told not to reason ends the reasoning itself.
+        if begin is None or end is None or tail.rstrip().endswith(think.END):
+            return grammar.text
+        return after_reasoning(grammar.text, -1 if begun else begin, end)
 
     def _make_checker(self) -> GrammarChecker:
         tokenizer = self._need_tokenizer("structured_outputs")
@@ -234,23 +245,27 @@ class Frontend:
             return IsolatedChecker(self._isolated_in, self.vocab_size, eos_token_ids)
         return GrammarCompiler(tokenizer, self.vocab_size, eos_token_ids)
 
-    def _think_ids(self, params: SamplingParams, token_ids: list[int]) -> tuple[int, ...]:
+    def _think_ids(self, params: SamplingParams, token_ids: list[int], reasons: bool) -> tuple[int, ...]:
         """The marks around reasoning whose length the params bound."""
         if params.thinking_token_budget is None:
             return ()
-        if params.structured_outputs is not None:
+        if params.structured_outputs is not None and not reasons:
             raise InvalidRequest(
                 "an output of a given form has no reasoning before it; leave out thinking_token_budget",
                 "thinking_token_budget",
             )
-        tokenizer = self._need_tokenizer("thinking_token_budget")
-        begin, end = (tokenizer.token_to_id(mark) for mark in think.MARKS)
+        begin, end, tail = self._marks(token_ids, "thinking_token_budget")
         if end is None:
             raise InvalidRequest(
                 f"this model has no token {think.END} that could end its reasoning", "thinking_token_budget"
             )
-        tail = tokenizer.decode(token_ids[-TAIL_TOKENS:], skip_special_tokens=False)
         return (-1 if begin is None or think.has_begun(tail) else begin, end)
+
+    def _marks(self, token_ids: list[int], what: str) -> tuple[int | None, int | None, str]:
+        """The tokens that begin and end reasoning, None = there is none, and the text that a prompt ends with."""
+        tokenizer = self._need_tokenizer(what)
+        begin, end = map(tokenizer.token_to_id, think.MARKS)
+        return begin, end, tokenizer.decode(token_ids[-TAIL_TOKENS:], skip_special_tokens=False)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         found: list[tuple[int, ...]] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from quire.text.reasoning import think
 from quire.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # imported with the first grammar (text.grammar says why)
@@ -33,6 +34,7 @@ class Closer:
         self._orders = [_ids(order, of_byte) for order in _orders()]
         # Where "~" may come next it is a string of JSON, in which a bracket closes nothing.
         self._string = [token_id for token_id in (of_byte.get(ord("~")), of_byte.get(ord('"'))) if token_id is not None]
+        self._end_of_reasoning = tokenizer.token_to_id(think.END)
         self._eos = np.array(eos_token_ids, dtype=np.int64)
 
     def way(self, matcher: "LLMatcher", limit: int, thorough: bool = True) -> list[int] | None:
@@ -58,6 +60,8 @@ class Closer:
         return None
 
     def _one(self, allowed: NDArray[np.bool_], order: NDArray[np.int64]) -> list[int]:
+        if self._end_of_reasoning is not None and allowed[self._end_of_reasoning]:
+            return [self._end_of_reasoning]  # text of any length may come before it
         if self._string and allowed[self._string].all():
             return self._string[-1:]
         simple = order[allowed[order]]

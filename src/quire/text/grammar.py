@@ -138,6 +138,18 @@ def _with_deep_stack(thread: ThreadPoolExecutor, work: "Callable[[], LLMatcher]"
         threading.stack_size(before)
 
 
+def after_reasoning(grammar: str, begin: int, end: int) -> str:
+    """The same grammar for the answer alone: before it may stand reasoning, of any text, between two tokens, and a line break or two
+    after them. A matcher then follows the reasoning too, so where the answer begins is known wherever a sequence is gone on with.
+
+    begin  token that begins the reasoning, which may be left out as a whole; -1 = the prompt has begun it, so it must be ended
+    """
+    (answer,) = json.loads(grammar)["grammars"] if grammar.startswith("{") else [{"lark_grammar": grammar}]
+    first = "think" if begin < 0 else f"(<[{begin}]> think)?"
+    main = f"start: {first} @answer\nthink: /(?s:.*)/ <[{end}]> /\\n{{0,2}}/\n"
+    return json.dumps({"grammars": [{"lark_grammar": main}, {**answer, "name": "answer"}]})
+
+
 def refused(why: str) -> InvalidRequest:
     """The error of a grammar that cannot be used."""
     return InvalidRequest(f"the output cannot be constrained so: {why[:MAX_ERROR_CHARS]}", _PARAM)

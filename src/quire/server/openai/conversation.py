@@ -44,6 +44,7 @@ async def begin(request: ChatCompletionRequest, call: Call) -> tuple[Generation,
         found.params,
         add_special_tokens=special,
         cap_max_tokens=not found.asks_max_tokens,
+        reasons=found.manner.splits_reasoning,
     )
     return generation, found.manner
 
@@ -58,8 +59,8 @@ def prepare(request: ChatCompletionRequest, serving: Serving) -> Conversation:
     constrained = constraint(request)
     if constrained is not None and tools.offered is not None:
         raise InvalidRequest("an output of a given form and tools exclude each other; tool_choice none", "tools")
-    # What the grammar writes is the answer: there is no reasoning before it.
-    splits = constrained is None and tools.forced is None and think.shows_reasoning(template.source)
+    free = constrained is None and tools.forced is None
+    splits = think.shows_reasoning(template.source) and (free or serving.frontend.can_reason_first())
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     params = sampling_params(
         request,
