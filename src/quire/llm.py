@@ -3,13 +3,13 @@
 import itertools
 import logging
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from quire.beam_search import BeamSearch
 from quire.config import BUILTIN_MODEL, BUILTIN_PREFIX, EngineArgs
 from quire.core.params import BeamSearchParams, RequestOutputKind, SamplingParams
+from quire.engine.intake import Intake
 from quire.engine.progress import Progress
 from quire.engine.prompts import one_for_each, split_prompts
 from quire.engine.stream import RequestStream
@@ -87,10 +87,10 @@ class LLM:
         stream           False: the finished outputs in the order of the prompts. True: an iterator of outputs as they grow,
                          those of several prompts mixed; each holds all text so far, or, with output_kind=DELTA, the new
         priority         lower runs first, with scheduling_policy="priority"
-        Raises InvalidRequest types before anything runs. A prompt that fails alone has finish_reason "error".
+        Raises InvalidRequest types, wherever the mistake is, and gives no output then. A prompt that fails alone has finish_reason "error".
         """
-        streams = self._open(prompts, sampling_params, priority, lora_request)
-        return self._stream(streams) if stream else self._run(streams, use_tqdm)
+        intake = self._open(prompts, sampling_params, priority, lora_request)
+        return self._stream(intake.open_all()) if stream else self._run(intake, use_tqdm)
 
     @overload
     def chat(
@@ -149,8 +149,8 @@ class LLM:
             )
             for conversation in split_conversations(messages)
         ]
-        streams = self._open(prompts, sampling_params, priority, lora_request, add_special_tokens=False)
-        return self._stream(streams) if stream else self._run(streams, use_tqdm)
+        intake = self._open(prompts, sampling_params, priority, lora_request, add_special_tokens=False)
+        return self._stream(intake.open_all()) if stream else self._run(intake, use_tqdm)
 
     def beam_search(
         self, prompts: Any, params: BeamSearchParams, *, use_tqdm: UseTqdm = False, lora_request: None = None
@@ -162,7 +162,8 @@ class LLM:
         search = BeamSearch(frontend, params, [request.prompt_token_ids for request in requests])
         bar = Progress(params.max_tokens, use_tqdm)
         while steps := search.next_steps():
-            search.take(self._run([self._open_step(ids, search.step_params) for ids in steps], use_tqdm=False))
+            streams = [self._open_step(ids, search.step_params) for ids in steps]
+            search.take(self._run(Intake(self.llm_engine, streams, len(streams)), use_tqdm=False))
         bar.close()
         return search.outputs()
 
@@ -197,13 +198,13 @@ class LLM:
 
     def _open(
         self, prompts: Any, params: Any, priority: Any, lora_request: Any, *, add_special_tokens: bool = True
-    ) -> list[RequestStream]:
-        """All requests, checked; a mistake in one is found before any runs."""
+    ) -> Intake:
+        """All requests, each of which is made, and checked, when its turn comes."""
         refuse_lora(lora_request)
         items = split_prompts(prompts)
         each_params = one_for_each(params, len(items), "sampling_params", SamplingParams)
         each_priority = one_for_each(priority, len(items), "priority", int)
-        return [
+        opened = (
             self.llm_engine.frontend.open(
                 prompt,
                 each_params[i],
@@ -212,38 +213,37 @@ class LLM:
                 add_special_tokens=add_special_tokens,
             )
             for i, prompt in enumerate(items)
-        ]
+        )
+        return Intake(self.llm_engine, opened, len(items))
 
-    def _run(self, streams: list[RequestStream], use_tqdm: UseTqdm) -> list[RequestOutput]:
-        bar = Progress(len(streams), use_tqdm)
+    def _run(self, intake: Intake, use_tqdm: UseTqdm) -> list[RequestOutput]:
+        intake.output_kind = RequestOutputKind.FINAL_ONLY
+        intake.take_first()
+        bar = Progress(intake.num_requests, use_tqdm)
         done: dict[str, RequestOutput] = {}
-        for stream in streams:
-            stream.request.params.output_kind = RequestOutputKind.FINAL_ONLY
         try:
-            for output in self._stream(streams):
+            for output in self._stream(intake):
                 done[output.request_id] = output
                 bar.finished(output)
                 say_if_failed(output)
         finally:
             bar.close()
-        return [done[stream.label] for stream in streams]
+        return [done[stream.label] for stream in intake.taken]
 
-    def _stream(self, streams: list[RequestStream]) -> Iterator[RequestOutput]:
-        inbox: deque[RequestOutput] = deque()
-        num_left = len(streams)
+    def _stream(self, intake: Intake) -> Iterator[RequestOutput]:
+        num_left = intake.num_requests
         try:
-            for stream in streams:
-                self.llm_engine.submit(stream, inbox.append)
+            intake.take_first()
             while num_left:
-                if not inbox:
-                    self.llm_engine.advance()
-                while inbox:
-                    output = inbox.popleft()
+                if not intake.inbox:
+                    self.llm_engine.advance(intake.take_more)
+                    intake.raise_mistake()
+                while intake.inbox:
+                    output = intake.inbox.popleft()
                     num_left -= output.finished
                     yield output
         finally:  # also when the caller leaves its loop early, or presses Ctrl-C
-            for stream in streams:
-                self.llm_engine.discard(stream)
+            intake.discard()
 
     def _open_step(self, token_ids: list[int], params: SamplingParams) -> RequestStream:
         return self.llm_engine.frontend.open(token_ids, params, label=str(next(self._labels)))

@@ -3,11 +3,13 @@
 It knows neither queue nor order: whether a sequence may have blocks, and whose are taken away, is the scheduler's decision.
 """
 
+from array import array
 from collections.abc import Iterable
 
 from quire.core.block_pool import BlockPool
 from quire.core.config import SchedulerConfig
 from quire.core.prefix_cache import CachedPrefix, Key, PrefixCache
+from quire.core.request import Request
 from quire.core.sequence import Sequence
 
 
@@ -29,6 +31,12 @@ class KVManager:
         # The last token is computed in any case: the logits come of it.
         max_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
         return self.cache.match(sequence.prefix.root, sequence.token_ids, max_blocks)
+
+    def knows_first_block(self, request: Request) -> bool:
+        """Whether the first block of its prompt is cached: then most of it often is."""
+        size = self._config.block_size
+        first = array("I", request.prompt_token_ids[:size])
+        return self.cache is not None and bool(self.cache.match((request.cache_salt,), first, len(first) // size))
 
     def begun(self, sequences: Iterable[Sequence]) -> set[Key]:
         """Keys of the blocks that come first in what steps under way compute of these sequences' prompts."""

@@ -6,6 +6,7 @@ batch asked for before the tokens of the last are known. The batch says which of
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 
 from quire.config import EngineConfig
@@ -17,7 +18,7 @@ from quire.core.scheduler import Scheduler
 from quire.engine.executor import Executor
 from quire.engine.throughput import ThroughputLog
 from quire.platform import Platform, select_platform
-from quire.runner.flight import Flight
+from quire.runner.flight import BATCHES_UNDER_WAY, Flight
 from quire.runner.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -67,29 +68,41 @@ class Engine:
             self._throughput.restart()
         self.scheduler.add(request)
 
+    def num_to_compute(self, request: Request) -> int:
+        """Tokens of its prompt that are to be computed, as far as a glance at the prefix cache tells."""
+        return 0 if self.scheduler.kv.knows_first_block(request) else len(request.prompt_token_ids)
+
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request (or one of its sequences) without an output. Unknown and ended ones are ignored."""
         self.scheduler.abort(request_id, index)
 
-    def step(self) -> list[EngineOutput]:
+    @property
+    def num_tokens_at_once(self) -> float:
+        """Prompt tokens that fill the steps which the device is asked for before any is waited for; infinite if each is waited for."""
+        return BATCHES_UNDER_WAY * self.config.max_num_batched_tokens if self.runner.max_decode_steps else math.inf
+
+    def step(self, meanwhile: Callable[[], None] | None = None) -> list[EngineOutput]:
         """One batch: a step for all requests, or several decoding steps. Returns what is new.
 
+        meanwhile  called once the device has been asked for what it can be; raises nothing. May add requests
         Raises EngineUnavailable when the device is lost; the engine is of no use any more then.
         """
         if self._flight is not None:
-            return self._step_ahead(self._flight.batch)
+            return self._step_ahead(self._flight.batch, meanwhile)
         batch = self.scheduler.schedule()
         self._tell_admitted(batch)
         if batch.unattended:
-            return self._step_ahead(batch)
+            return self._step_ahead(batch, meanwhile)
         try:
+            if meanwhile is not None:
+                meanwhile()
             result = self._executor.execute(batch)
         except BaseException:  # Ctrl-C among them: sequences stay as they were before the step
             self.scheduler.abandon(batch)
             raise
         return self._commit(batch, result)
 
-    def _step_ahead(self, batch: Batch) -> list[EngineOutput]:
+    def _step_ahead(self, batch: Batch, meanwhile: Callable[[], None] | None) -> list[EngineOutput]:
         """`step` for a batch that is under way or may be: asks for the one after it before it waits for what it gives, so that the
         device has work while the host handles tokens."""
         try:
@@ -98,6 +111,8 @@ class Engine:
             if follower is not None:
                 self._tell_admitted(follower)
             self._flight = None if follower is None else self.runner.start(follower)
+            if meanwhile is not None:
+                meanwhile()
             result = self.runner.finish(flight, self.scheduler.runs)
         except BaseException as error:
             self._flight = None

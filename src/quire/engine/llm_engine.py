@@ -54,18 +54,28 @@ class LLMEngine:
         """As resolved."""
         return self.engine.config
 
-    def submit(self, stream: RequestStream, sink: Sink) -> None:
-        """Gives a request to the engine; what it yields goes to `sink`. Raises ClientError types."""
-        with self._lock:
-            self.engine.add(stream.request)
-            self._live[stream.request.id] = (stream, sink)
+    @property
+    def num_tokens_at_once(self) -> float:
+        """As Engine's."""
+        return self.engine.num_tokens_at_once
 
-    def advance(self) -> None:
-        """One step for all requests. Raises EngineUnavailable when the engine is lost."""
+    def submit(self, stream: RequestStream, sink: Sink) -> int:
+        """Gives a request to the engine; what it yields goes to `sink`. Returns how many tokens of its prompt are to be computed, about.
+
+        Raises ClientError types.
+        """
+        with self._lock:
+            engine = self.engine
+            engine.add(stream.request)
+            self._live[stream.request.id] = (stream, sink)
+            return engine.num_to_compute(stream.request)
+
+    def advance(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """One step for all requests; meanwhile as Engine.step has it. Raises EngineUnavailable when the engine is lost."""
         with self._lock:
             engine = self.engine
             try:
-                outputs = engine.step()
+                outputs = engine.step(meanwhile)
             except Exception as error:
                 self._failure = error
                 self._live.clear()

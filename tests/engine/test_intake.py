@@ -1,0 +1,144 @@
+"""Requests of one call on their way to the engine, on a platform whose graphs run the captured work again: what is made when, and mistakes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
+
+from quire import LLM, SamplingParams
+from quire.engine.frontend import Frontend
+from quire.errors import InvalidRequest
+from quire.platform.cpu import CpuPlatform
+from quire.runner.model_runner import ModelRunner
+
+STEP_TOKENS = 16
+PROMPTS = [[i % VOCAB_SIZE, 7, 3 * i % VOCAB_SIZE] for i in range(150)]  # three to six times what the first steps take
+GREEDY = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+
+
+class Recording:
+    """A captured piece of work."""
+
+    pool = "pool"
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+    def close(self) -> None:
+        return
+
+
+class RecordingPlatform(CpuPlatform):
+    """A CPU whose graphs are functions, so that steps are asked for ahead."""
+
+    def supports_graphs(self) -> bool:
+        return True
+
+    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Recording:
+        work()
+        return Recording(work)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen2(tmp_path_factory.mktemp("model"))
+
+
+def make(folder: Path) -> LLM:
+    return LLM(str(folder), max_num_batched_tokens=STEP_TOKENS, max_num_seqs=8, max_model_len=128, block_size=4)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[Any]:
+    """Of a CPU, which does one step at a time."""
+    with make(folder) as llm:
+        return [output.outputs for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+@pytest.fixture
+def llm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    platform = RecordingPlatform()
+    for place in ("quire.setup", "quire.engine.engine"):
+        monkeypatch.setattr(f"{place}.select_platform", lambda device: platform)
+    with make(folder) as llm:
+        yield llm
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens, in order: requests that are made, and steps that the device is asked for."""
+    seen: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **named: (seen.append(name), call(*args, **named))[1]
+
+    for owner, name in ((Frontend, "open"), (ModelRunner, "start"), (ModelRunner, "execute")):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    return seen
+
+
+def is_idle(llm: LLM) -> bool:
+    llm.llm_engine.engine.scheduler.check()
+    stats = llm.llm_engine.stats()
+    return not (stats.running or stats.waiting or stats.kv_cache_usage or llm.llm_engine.has_unfinished_requests())
+
+
+def test_the_first_steps_begin_before_the_last_requests_are_made(llm, events, expected):
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert [output.outputs for output in outputs] == expected
+    assert [output.request_id for output in outputs] == [str(i) for i in range(len(PROMPTS))]
+    at_once = -(-2 * STEP_TOKENS // 3)  # what two steps hold
+    assert events.index("start") == at_once
+    assert events[at_once : at_once + 3] == ["start", "start", "open"]
+    assert events.count("open") == len(PROMPTS)
+
+
+def test_prompts_whose_beginning_is_cached_do_not_count(llm, events):
+    stem = [5, 6, 7, 8, 9]
+    llm.generate([stem], GREEDY, use_tqdm=False)
+    events.clear()
+    llm.generate([stem + prompt for prompt in PROMPTS], GREEDY, use_tqdm=False)
+    assert events.index("start") == len(PROMPTS)
+
+
+def test_a_device_that_does_one_step_at_a_time_begins_when_all_is_checked(folder, events):
+    with make(folder) as llm:
+        with pytest.raises(InvalidRequest):
+            llm.generate([*PROMPTS, [VOCAB_SIZE]], GREEDY, use_tqdm=False)
+        assert set(events) == {"open"}
+
+
+@pytest.mark.parametrize("place", [0, 60, len(PROMPTS)])
+def test_a_mistake_ends_the_call_wherever_it_is(llm, expected, place):
+    bad = [*PROMPTS[:place], [1, VOCAB_SIZE], *PROMPTS[place:]]
+    with pytest.raises(InvalidRequest, match=f"holds token id {VOCAB_SIZE}"):
+        llm.generate(bad, GREEDY, use_tqdm=False)
+    assert is_idle(llm)
+    assert [output.outputs for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)] == expected
+    assert is_idle(llm)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_so_does_whatever_else_a_prompt_raises(llm, expected, error):
+    def broken() -> Iterator[int]:
+        yield 1
+        raise error("in the middle of a prompt")
+
+    with pytest.raises(error, match="in the middle"):
+        llm.generate([*PROMPTS, {"prompt_token_ids": broken()}], GREEDY, use_tqdm=False)
+    assert is_idle(llm)
+    assert [output.outputs for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)] == expected
+
+
+def test_a_stream_of_outputs_finds_mistakes_before_it_begins(llm, events):
+    with pytest.raises(InvalidRequest):
+        llm.generate([*PROMPTS, [VOCAB_SIZE]], GREEDY, stream=True)
+    assert set(events) == {"open"} and is_idle(llm)
+
+
+def test_a_prompt_that_needs_the_host_at_each_step(llm, expected):
+    """Its steps are waited for one by one; the others come all the same."""
+    params = [GREEDY.clone(logit_bias={3: 0.0}) if i % 10 == 0 else GREEDY for i in range(len(PROMPTS))]
+    assert [output.outputs for output in llm.generate(PROMPTS, params, use_tqdm=False)] == expected
