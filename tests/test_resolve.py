@@ -5,7 +5,7 @@ import pytest
 from quire.config import EngineArgs, MachineFacts
 from quire.errors import ConfigError, UnsupportedModel
 from quire.hf_config import HfConfig
-from quire.resolve import derived_max_model_len, parse_length, parse_size, resolve
+from quire.resolve import WITHOUT_EFFECT, derived_max_model_len, parse_length, parse_size, resolve
 
 CPU = MachineFacts("cpu", "a cpu", 16 * 2**30, 8 * 2**30)
 H200 = MachineFacts("cuda", "a large gpu", 141 * 10**9, 140 * 10**9)
@@ -93,6 +93,13 @@ def test_each_choice_has_a_reason():
     _, decisions = resolve(EngineArgs(), HfConfig(HF), CPU, model_dir="/m")
     assert {d.name for d in decisions} == {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype"}
     assert all(d.why for d in decisions)
+
+
+def test_options_of_older_scripts_that_change_nothing_are_said_to():
+    args = EngineArgs(trust_remote_code=True, swap_space=8, disable_custom_all_reduce=True)
+    _, decisions = resolve(args, HfConfig(HF), CPU, model_dir="/m")
+    said = {d.name: d.why for d in decisions if d.why.startswith("no effect")}
+    assert set(said) == set(WITHOUT_EFFECT) == {"trust_remote_code", "swap_space", "disable_custom_all_reduce"}
 
 
 def test_hf_config_reads_are_strict():

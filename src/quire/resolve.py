@@ -23,7 +23,11 @@ _BINARY_LENGTHS = {"k": 1024}  # "16k" of tokens means 16,384, as users of max_m
 # As efficient as larger steps, and streams wait a quarter as long; the largest that is captured as a graph (runner/graphs.py).
 SERVING_TOKENS_WITH_DECODING = 2048
 LARGE_GPU_BYTES = 70 * 1024**3
-KNOWN_QUANTIZATIONS = ("awq", "gptq", "fp8", "squeezellm", "gguf", "bitsandbytes", "compressed-tensors")
+WITHOUT_EFFECT = {
+    "trust_remote_code": "as a checkpoint's code is never run",
+    "swap_space": "as preempted sequences are computed anew and nothing is swapped",
+    "disable_custom_all_reduce": "as one GPU has nothing to reduce",
+}
 
 
 @dataclass
@@ -50,7 +54,7 @@ def resolve(
     Raises ConfigError naming the flag at fault.
     """
     _refuse_unbuilt(args, hf)
-    chooser = _Chooser()
+    chooser = _Chooser(_without_effect(args))
     large = facts.device == "cuda" and facts.total_memory_bytes >= LARGE_GPU_BYTES
     max_model_len = _max_model_len(args, hf, chooser)
     max_num_seqs = chooser.choose("max_num_seqs", args.max_num_seqs, *_default_num_seqs(facts, large))
@@ -210,6 +214,14 @@ def _at_least_one(**numbers: int) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def _without_effect(args: EngineArgs) -> list[Decision]:
+    """Options that older scripts give and that change nothing, where they ask for something."""
+    given = ((name, getattr(args, name), why) for name, why in WITHOUT_EFFECT.items())
+    return [
+        Decision(name, value, f"no effect, {why}") for name, value, why in given if value != getattr(EngineArgs, name)
+    ]
 
 
 def _refuse_unbuilt(args: EngineArgs, hf: HfConfig) -> None:

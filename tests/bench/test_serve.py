@@ -10,14 +10,16 @@ from scripted_server import CHAT, Answer, ScriptedServer
 
 from quire.cli.main import main
 
-QUICK = ["--num-warmups", "0", "--disable-tqdm", "--chat-input-len", "20", "--chat-output-len", "4"]
+QUICK = ["--num-warmups", "0", "--disable-tqdm"]
+SHORT = ["--chat-input-len", "20", "--chat-output-len", "4"]
 NUM_CALIBRATING = 2
 
 
 def bench(server: ScriptedServer, folder: Path, *words: str, code: int = 0) -> dict:
     path = folder / "result.json"
     saving = ["--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json"]
-    assert main(["bench", "serve", "--base-url", server.url, *QUICK, *saving, *words]) == code
+    short = [] if "--dataset-name" in words else SHORT
+    assert main(["bench", "serve", "--base-url", server.url, *QUICK, *short, *saving, *words]) == code
     return json.loads(path.read_text())
 
 
@@ -173,3 +175,33 @@ def test_no_server_and_a_refusing_one_are_said(capsys):
     with ScriptedServer(Answer(status=404, body={"error": {"message": "no such model"}})) as server:
         assert main(["bench", "serve", "--base-url", server.url, "--model", "x", *QUICK]) == 2
     assert "HTTP 404: no such model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--random-input-len", "9"], "--random-input-len is for --dataset-name random, and the data set is chat"),
+        (["--dataset-name", "random", "--prefix-repetition-output-len", "9"], "--dataset-name prefix_repetition"),
+        (["--dataset-name", "random", "--dataset-path", "x"], "random is made up"),
+        (["--result-dir", "x"], "--save-result"),
+        (["--metadata", "a=b"], "--save-result"),
+        (["--burstiness", "0.5"], "--request-rate"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(capsys, words, told):
+    assert main(["bench", "serve", *QUICK, *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_options_of_a_data_set_are_taken_under_both_its_names(tmp_path):
+    for name in ("prefix_repetition", "shared-prefix"):
+        with ScriptedServer() as server:
+            words = [
+                "--dataset-name",
+                name,
+                "--prefix-repetition-prefix-len",
+                "9",
+                "--prefix-repetition-suffix-len",
+                "9",
+            ]
+            assert bench(server, tmp_path, "--num-prompts", "1", *words)["completed"] == 1

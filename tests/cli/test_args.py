@@ -77,6 +77,12 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
     path.write_text("no_such_flag: 1\n")
     with pytest.raises(ConfigError, match="--no-such-flag"):
         read("--config", str(path))
+    path.write_text("dtype:\n")
+    with pytest.raises(ConfigError, match="dtype has no value"):
+        read("--config", str(path))
+    path.write_text("dtype: half\n")
+    with pytest.raises(ConfigError, match="given 2 times"):
+        read("--config", str(path), f"--config={path}")
     path.write_text("- a\n")
     with pytest.raises(ConfigError, match="flag: value"):
         read("--config", str(path))

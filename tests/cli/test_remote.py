@@ -174,3 +174,17 @@ def test_something_else_answers(stand_in, capsys, reply, words):
 def test_an_answer_that_breaks_off_or_fails_is_told(stand_in, capsys, stream, words):
     stand_in.reply = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + stream
     assert words in failing(capsys, "complete", "--url", stand_in.url, "--model-name", "m", *QUESTION)
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_options_for_the_other_place_are_refused(stand_in, capsys, command):
+    for words, flag in (
+        (["some/model"], "--model"),
+        (["--dtype", "half"], "--dtype"),
+        (["--no-enforce-eager"], "--enforce-eager"),
+    ):
+        err = failing(capsys, command, *words, "--url", stand_in.url, *QUESTION)
+        assert f"{flag} is for a model that is loaded here" in err and "--model-name" in err
+    for words in (["--model-name", "m"], ["--api-key", "k"]):
+        err = failing(capsys, command, *words, *QUESTION)
+        assert f"{words[0]} is for a server" in err and "--url" in err

@@ -71,6 +71,7 @@ def test_what_is_wrong_with_a_line_is_said_on_it(rows):
         ([], "--input-file is needed"), (["-i", "x"], "--output-file is needed"), (["-i", "/no/such", "-o", "x"], "no such file"),
         (["-i", "https://host/x", "-o", "y"], "files of the web"), (["-i", "x", "-o", "http://host/x"], "files of the web"),
         (["-i", "x", "-o", "y", "--output-tmp"], "did you mean --output-tmp-dir"),
+        (["-i", "x", "-o", "y", "--port", "9"], "--enable-metrics"),
     ],
 )  # fmt: skip
 def test_mistakes(argv, word, capsys):

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +11,12 @@ from quire.config import option
 from quire.errors import ConfigError
 
 DATASETS = ("chat", "random", "sharegpt", "prefix_repetition", "shared-prefix", "custom")
+FILES = ("sharegpt", "custom")
+# Beginnings of options' names, and the data sets that they are for.
+OPTIONS_OF = {
+    "chat": ("chat",), "random": ("random",), "sharegpt": ("sharegpt",), "custom": ("custom",),
+    "prefix_repetition": ("prefix_repetition", "shared-prefix"),
+}  # fmt: skip
 METRICS = ("ttft", "tpot", "itl", "e2el")
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 CHAT_ENDPOINT = "/v1/chat/completions"
@@ -99,7 +106,7 @@ class ServeBenchArgs:
         self._check_ramp()
         if self.is_chat and self.endpoint and not self.endpoint.endswith("/chat/completions"):
             raise ConfigError(f"--backend openai-chat and --endpoint {self.endpoint} exclude each other; leave one out")
-        if self.dataset_name in ("sharegpt", "custom") and not self.dataset_path:
+        if self.dataset_name in FILES and not self.dataset_path:
             raise ConfigError(f"--dataset-name {self.dataset_name} needs --dataset-path FILE")
 
     @property
@@ -166,6 +173,21 @@ class ServeBenchArgs:
             raise ConfigError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps, both above 0")
         if self.request_rate != math.inf:
             raise ConfigError("--request-rate and --ramp-up-strategy exclude each other")
+
+
+def without_effect(args: ServeBenchArgs) -> Iterator[tuple[str, str]]:
+    """Options that do nothing beside the others, each with the reason."""
+    for option_ in fields(args):
+        kind = next((name for name in OPTIONS_OF if option_.name.startswith(f"{name}_")), None)
+        if kind is not None and args.dataset_name not in OPTIONS_OF[kind]:
+            yield option_.name, f"is for --dataset-name {kind}, and the data set is {args.dataset_name}"
+    if args.dataset_name not in FILES:
+        yield "dataset_path", f"is for --dataset-name {' or '.join(FILES)}, and {args.dataset_name} is made up"
+    if not (args.save_result or args.save_detailed or args.append_result):
+        for name in ("result_dir", "result_filename", "label", "metadata"):
+            yield name, "is for the file that --save-result writes; give that too"
+    if args.request_rate == math.inf and args.ramp_up_strategy is None:
+        yield "burstiness", "is for arrivals at a --request-rate, and all requests are sent at once"
 
 
 def settings(args: ServeBenchArgs) -> dict[str, Any]:

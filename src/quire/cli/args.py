@@ -11,7 +11,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,6 +100,18 @@ def parse(
     return made, namespace
 
 
+def refuse_given(given: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises ConfigError for the first of these options that was given: it would not do anything."""
+    found = next((name for name in names if hasattr(given, name)), None)
+    if found is not None:
+        raise ConfigError(f"--{found.replace('_', '-')} {why}")
+
+
+def names_of(options: type) -> list[str]:
+    """Names of the fields of an options dataclass."""
+    return [field.name for field in dataclasses.fields(options)]
+
+
 def normalise(words: list[str], booleans: set[str]) -> list[str]:
     """Brings every flag to its dashed form, every true/false flag to --flag=value, and drops settled ones."""
     out: list[str] = []
@@ -181,12 +193,14 @@ def _is_list(field: "dataclasses.Field[Any]") -> bool:
 
 def _with_config_file(words: list[str]) -> list[str]:
     """The flags of --config FILE, put before the others so that these win."""
+    paths = []
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name == "--config":
-            path = value if equals else (words[i + 1] if i + 1 < len(words) else "")
-            return _config_flags(path, words) + words
-    return words
+            paths.append(value if equals else (words[i + 1] if i + 1 < len(words) else ""))
+    if len(paths) > 1:
+        raise ConfigError(f"--config is given {len(paths)} times: put all flags into one file")
+    return _config_flags(paths[0], words) + words if paths else words
 
 
 def _config_flags(path: str, words: list[str]) -> list[str]:
@@ -203,6 +217,8 @@ def _config_flags(path: str, words: list[str]) -> list[str]:
         name = "--" + str(key).replace("_", "-")
         if name == "--model" and words and not words[0].startswith("-"):
             continue  # the model on the command line wins
+        if value is None:
+            raise ConfigError(f"--config {path}: {key} has no value; leave the line out for the default")
         for item in value if isinstance(value, list) else [value]:
             text = json.dumps(item) if isinstance(item, dict | bool) else str(item)
             flags.append(f"{name}={text}")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire.bench.options import ServeBenchArgs
+from quire.bench.options import ServeBenchArgs, without_effect
 from quire.bench.startup import StartupArgs
 from quire.bench.startup import run as run_startup
-from quire.cli.args import Parser, parse
+from quire.cli.args import Parser, parse, refuse_given
 from quire.config import EngineArgs, option
 from quire.core.params import SamplingParams
 from quire.errors import ConfigError
@@ -118,7 +118,9 @@ def serve(argv: list[str]) -> int:
     parser = Parser(
         prog="quire bench serve", description="load on a server that speaks OpenAI's API, and what its clients see"
     )
-    (args,), _ = parse(parser, argv, [ServeBenchArgs], positional=None)
+    (args,), given = parse(parser, argv, [ServeBenchArgs], positional=None)
+    for name, why in without_effect(args):
+        refuse_given(given, (name,), why)
     return run(args)
 
 

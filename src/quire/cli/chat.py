@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.cli.args import Parser, parse
-from quire.cli.remote import Server
+from quire.cli.remote import Server, check_given
 from quire.config import EngineArgs, option
 from quire.core.params import RequestOutputKind
 from quire.errors import ClientError
@@ -34,7 +34,8 @@ Speak = Callable[[list[dict[str, str]]], Iterator[str]]
 def main(argv: Sequence[str]) -> int:
     """Reads a line, prints the answer as it comes, until exit, quit or end of input."""
     parser = Parser(prog="quire chat", description=HELP, conflict_handler="resolve")
-    (engine, args), _ = parse(parser, argv, [EngineArgs, ChatArgs])
+    (engine, args), given = parse(parser, argv, [EngineArgs, ChatArgs])
+    check_given(given)
     speak = _remote(args) if args.url else _local(engine, args)
     messages: list[dict[str, str]] = []
     if args.system_prompt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.cli.args import Parser, parse
-from quire.cli.remote import Server
+from quire.cli.remote import Server, check_given
 from quire.config import EngineArgs, option
 from quire.core.params import RequestOutputKind
 
@@ -28,7 +28,8 @@ class CompleteArgs:
 def main(argv: Sequence[str]) -> int:
     """Continues --quick's text, or each line of the input."""
     parser = Parser(prog="quire complete", description=HELP, conflict_handler="resolve")
-    (engine, args), _ = parse(parser, argv, [EngineArgs, CompleteArgs])
+    (engine, args), given = parse(parser, argv, [EngineArgs, CompleteArgs])
+    check_given(given)
     proceed = _remote(args) if args.url else _local(engine, args)
     lines = [args.quick] if args.quick is not None else (line.rstrip("\n") for line in sys.stdin)
     for text in lines:

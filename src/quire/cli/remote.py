@@ -4,12 +4,15 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from quire import env
+from quire.cli.args import names_of, refuse_given
+from quire.config import EngineArgs
 from quire.errors import ConfigError, EngineUnavailable, InvalidRequest
 
 STREAM_TIMEOUT_S = 600
@@ -65,6 +68,15 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise EngineUnavailable(f"no server answers at {url} ({reason}); start one with `quire serve`") from None
+
+
+def check_given(given: Namespace) -> None:
+    """Options of a model that is loaded here say nothing to a server, and the other way round. Raises ConfigError."""
+    if getattr(given, "url", None) is None:
+        refuse_given(given, ("model_name", "api_key"), "is for a server; say which with --url")
+    else:
+        why = "is for a model that is loaded here, and with --url none is; --model-name chooses one of the server's"
+        refuse_given(given, names_of(EngineArgs), why)
 
 
 def _events(lines: Any) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
-from quire.cli.args import Parser, parse
+from quire.cli.args import Parser, parse, refuse_given
 from quire.config import EngineArgs, option
 from quire.errors import ConfigError, QuireError
 from quire.server.batch import Counts, Poster, answer_all
@@ -46,7 +46,9 @@ class BatchArgs:
 def main(argv: Sequence[str]) -> int:
     """Runs until the last line is answered. Returns 0 then, though lines may have been refused, and 1 if the server gave up."""
     parser = Parser(prog="quire run-batch", description=HELP)
-    (engine_args, args), _ = parse(parser, argv, [EngineArgs, BatchArgs])
+    (engine_args, args), given = parse(parser, argv, [EngineArgs, BatchArgs])
+    if not args.enable_metrics:
+        refuse_given(given, ("host", "port"), "is where metrics are served; give --enable-metrics too")
     source, target = _file(args.input_file, "--input-file"), _file(args.output_file, "--output-file")
     if not source.is_file():
         raise ConfigError(f"--input-file {source}: there is no such file")
