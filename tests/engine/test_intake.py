@@ -1,5 +1,6 @@
 """Requests of one call on their way to the engine, on a platform whose graphs run the captured work again: what is made when, and mistakes."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 from quire import LLM, SamplingParams
 from quire.engine.frontend import Frontend
+from quire.engine.intake import MANY_OBJECTS, collect_garbage
 from quire.errors import InvalidRequest
 from quire.platform.cpu import CpuPlatform
 from quire.runner.model_runner import ModelRunner
@@ -142,3 +144,18 @@ def test_a_prompt_that_needs_the_host_at_each_step(llm, expected):
     """Its steps are waited for one by one; the others come all the same."""
     params = [GREEDY.clone(logit_bias={3: 0.0}) if i % 10 == 0 else GREEDY for i in range(len(PROMPTS))]
     assert [output.outputs for output in llm.generate(PROMPTS, params, use_tqdm=False)] == expected
+
+
+def test_garbage_is_collected_where_there_is_much_unless_the_program_will_have_none(monkeypatch):
+    monkeypatch.setattr(gc, "get_count", lambda: (MANY_OBJECTS + 1, 0, 0))
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", collected.append)
+    collect_garbage()
+    assert collected == [0]
+    monkeypatch.setattr(gc, "isenabled", lambda: False)
+    collect_garbage()
+    monkeypatch.undo()
+    monkeypatch.setattr(gc, "get_count", lambda: (MANY_OBJECTS, 0, 0))
+    monkeypatch.setattr(gc, "collect", collected.append)
+    collect_garbage()
+    assert collected == [0]

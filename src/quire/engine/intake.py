@@ -1,5 +1,6 @@
 """Intake: the requests of one call on their way to the engine. The first go there at once, the others while the device computes these."""
 
+import gc
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # it brings torch
 
 # While steps run, requests are made for so many times the tokens that were there at first: it takes a fifth of the steps' time.
 TIMES_MORE = 4
+MANY_OBJECTS = 10_000
 
 
 class Intake:
@@ -51,9 +53,13 @@ class Intake:
             raise
 
     def take_more(self) -> None:
-        """Gives the engine the next ones. A mistake in them is kept, as a step is under way that must not end by it."""
+        """For the time while steps run: gives the engine the next ones, and collects garbage.
+
+        A mistake in a request is kept: a step is under way that must not end by it.
+        """
         try:
             self._take(TIMES_MORE * self._engine.num_tokens_at_once)
+            collect_garbage()
         except Exception as mistake:
             self._mistake = mistake
 
@@ -76,3 +82,10 @@ class Intake:
             self.taken.append(stream)
             if num_tokens <= 0:
                 return
+
+
+def collect_garbage() -> None:
+    """Looks through the young objects, if they are many: each token of each prompt is one to the collector. By itself it would do so later,
+    all at once, and often with the device idle."""
+    if gc.isenabled() and gc.get_count()[0] > MANY_OBJECTS:
+        gc.collect(0)
