@@ -256,7 +256,7 @@ def test_fields_without_effect_and_unknown_ones(server):
     }  # fmt: skip
     response = httpx.post(server.url + "/v1/responses", json=body, timeout=60)
     assert response.status_code == 200 and response.headers["x-quire-ignored"] == "wibble, stream_options.x"
-    for query in ("limit=0", "limit=x", "order=up"):
+    for query in ("limit=0", "limit=x", "order=up", "after=nobody"):
         kept = httpx.post(
             server.url + "/v1/responses", json={"input": "hello", "max_output_tokens": 1}, timeout=60
         ).json()["id"]

@@ -49,6 +49,14 @@ REFUSED: dict[str, Refused] = {
 }  # fmt: skip
 NO_EFFECT = ("metadata", "service_tier", "cache_control", "inference_geo", "speed", "user_profile_id", "betas")
 
+# What is known inside fields that are objects. thinking.display has no effect: thinking is shown as it is.
+PARTS = {
+    "thinking": ("type", "budget_tokens", "display"),
+    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
+    "output_config": ("format", "effort"),
+    "output_config.format": ("type", "name", "schema"),
+    "output_format": ("type", "name", "schema"),
+}
 _SYSTEM: dict[str, Any] = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]
 }
@@ -87,4 +95,4 @@ def read_to_count(body: dict[str, Any]) -> tuple[MessagesRequest, list[str]]:
     """The same where nothing is generated."""
     request = parse(MessagesRequest, body)
     extra = {n: v for n, v in (request.model_extra or {}).items() if n not in AS_IN_CHATS and n not in NO_EFFECT}
-    return request, fields.check_unhonoured(extra, refused=REFUSED)
+    return request, fields.check_unhonoured(extra, refused=REFUSED) + fields.unknown_parts(body, PARTS)

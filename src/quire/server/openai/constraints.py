@@ -12,7 +12,7 @@ GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choi
 def constraint(request: GenerateRequest) -> StructuredOutputsParams | None:
     """The one constraint of a request, or none. Raises InvalidRequest."""
     asked = {name: getattr(request, name) for name in ("response_format", "structured_outputs", *GUIDED)}
-    found = {name: value for name, value in asked.items() if value and value != {"type": "text"}}
+    found = {name: value for name, value in asked.items() if not _asks_for_nothing(name, value)}
     if not found:
         if request.guided_whitespace_pattern is not None:
             raise InvalidRequest("guided_whitespace_pattern needs guided_json", "guided_whitespace_pattern")
@@ -25,6 +25,13 @@ def constraint(request: GenerateRequest) -> StructuredOutputsParams | None:
     if request.guided_whitespace_pattern is not None:
         fields = {**fields, "whitespace_pattern": request.guided_whitespace_pattern}
     return structured_outputs(fields)
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether a field is left open. An empty schema, {}, asks for JSON; response_format without a type is an error."""
+    if name == "response_format":
+        return value is None or value.get("type") == "text"
+    return value is None or value in ("", []) or (name == "structured_outputs" and not value)
 
 
 def _from_response_format(value: dict[str, Any]) -> dict[str, Any]:

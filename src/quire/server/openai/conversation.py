@@ -12,7 +12,7 @@ from quire.server.openai.answers import Manner
 from quire.server.openai.constraints import constraint
 from quire.server.openai.endpoint import Call, start
 from quire.server.openai.legacy import modern_messages, modernise
-from quire.server.openai.schemas import ChatCompletionRequest, sampling_params
+from quire.server.openai.schemas import ChatCompletionRequest, either, sampling_params
 from quire.server.openai.tools import Tools, plan, tools_of
 from quire.server.serving import Serving
 from quire.text.chat import ChatTemplate
@@ -61,7 +61,7 @@ def prepare(request: ChatCompletionRequest, serving: Serving) -> Conversation:
         raise InvalidRequest("an output of a given form and tools exclude each other; tool_choice none", "tools")
     free = constrained is None and tools.forced is None
     splits = think.shows_reasoning(template.source) and (free or serving.frontend.can_reason_first())
-    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    asked = either(request, "max_completion_tokens", "max_tokens")
     params = sampling_params(
         request,
         {"max_tokens": None, **serving.frontend.generation.sampling},

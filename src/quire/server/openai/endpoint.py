@@ -20,7 +20,7 @@ from quire.errors import InvalidRequest
 from quire.server.body import off_loop, read_object
 from quire.server.generation import Generation
 from quire.server.history import Trace
-from quire.server.openai.fields import check_unhonoured
+from quire.server.openai.fields import PARTS, check_unhonoured, unknown_parts
 from quire.server.openai.schemas import B, Body, GenerateRequest, R, parse
 from quire.server.serving import Serving
 
@@ -160,7 +160,7 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 def _validated(kind: type[R], fields: dict[str, Any]) -> tuple[R, list[str]]:
     """The request, and the names of fields that nobody knows."""
     request = parse(kind, fields)
-    return request, check_unhonoured(request.model_extra or {}, request.n) + request.unknown_stream_options
+    return request, check_unhonoured(request.model_extra or {}, request.n) + unknown_parts(fields, PARTS)
 
 
 def _check_options(request: GenerateRequest, serving: Serving) -> None:
@@ -175,3 +175,6 @@ def _check_options(request: GenerateRequest, serving: Serving) -> None:
         raise InvalidRequest("prompt_logprobs are not available in a stream", "prompt_logprobs")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options need stream to be true", "stream_options")
+    options = request.stream_options
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        raise InvalidRequest("continuous_usage_stats need include_usage to be true", "stream_options")

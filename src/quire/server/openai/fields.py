@@ -4,7 +4,7 @@ effect here.
 To build a feature, take its field out of REFUSED and give it a place here and in schemas.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ CHAT: dict[str, Field] = {
     "continue_final_message": Field(BOOLEAN, "go on with the last message in place of answering it", default="false"),
     "chat_template_kwargs": Field(OBJECT, "variables for the chat template, such as enable_thinking"),
     "documents": Field(LIST, "documents for the chat template, if it reads them"),
-    "tools": Field(LIST, "functions that the model may call", 0, MAX_TOOLS),
+    "tools": Field(LIST, "functions that the model may call; strict is kept where a call is forced", 0, MAX_TOOLS),
     "tool_choice": Field(STRING, "none, auto, required, or the one function to call", default="auto"),
     "parallel_tool_calls": Field(BOOLEAN, "false: at most one call", default="true"),
     "functions": Field(LIST, "the earlier form of tools; answered with function_call", 0, MAX_TOOLS),
@@ -63,6 +63,14 @@ COMPLETION: dict[str, Field] = {
     "logprobs": Field(INTEGER, "log-probabilities of so many likeliest tokens at each position; --max-logprobs bounds it", 0, LARGEST),
     "echo": Field(BOOLEAN, "the text begins with the prompt", default="false"),
 }  # fmt: skip
+
+
+# What is known inside fields that are objects. include_obfuscation is OpenAI's padding of streams, of which there is none here.
+PARTS: dict[str, Sequence[str]] = {
+    "stream_options": ("include_usage", "continuous_usage_stats", "include_obfuscation"),
+    "response_format": ("type", "json_schema"),
+    "response_format.json_schema": ("name", "description", "strict", "schema", "json_schema"),
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,18 @@ def check_unhonoured(extra: dict[str, Any], n: Any = None, refused: Mapping[str,
             _check(name, value, refused[name])
         elif name not in NO_EFFECT and name not in refused:
             unknown.append(name)
+    return unknown
+
+
+def unknown_parts(body: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names that nobody knows inside fields of a body, as "text.format.x"; known: those that are known in each place."""
+    unknown = []
+    for place, names in known.items():
+        inner: Any = body
+        for step in place.split("."):
+            inner = inner.get(step) if isinstance(inner, Mapping) else None
+        if isinstance(inner, Mapping):
+            unknown += [f"{place}.{name}" for name, value in inner.items() if value is not None and name not in names]
     return unknown
 
 

@@ -96,12 +96,6 @@ class GenerateRequest(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
-    def unknown_stream_options(self) -> list[str]:
-        """Names in stream_options that nobody knows. include_obfuscation is OpenAI's padding, of which there is none here."""
-        extra = (self.stream_options.model_extra if self.stream_options else None) or {}
-        return [f"stream_options.{name}" for name in extra if name != "include_obfuscation"]
-
-    @property
     def continuous_usage(self) -> bool:
         """Every chunk of the stream carries usage."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
@@ -186,6 +180,14 @@ def parse(kind: type[B], body: dict[str, Any]) -> B:
 _UNION_ARMS = ("str", "int", "float", "list[any]")  # pydantic names the arm of a union that it tried
 
 
+def either(request: GenerateRequest, name: str, other: str) -> Any:
+    """The value of a field that has two names. Raises InvalidRequest when they say different things."""
+    first, second = getattr(request, name), getattr(request, other)
+    if None not in (first, second) and first != second:
+        raise InvalidRequest(f"{name} is {first} and {other} is {second}, which are one field: give one of them", other)
+    return second if first is None else first
+
+
 def sampling_params(
     request: GenerateRequest, defaults: dict[str, Any], *, max_logprobs: int, **more: Any
 ) -> SamplingParams:
@@ -194,8 +196,7 @@ def sampling_params(
     Raises InvalidRequest naming the field.
     """
     given = {name: getattr(request, name) for name in SAMPLING if name not in _SET_OTHERWISE}
-    if request.thinking_token_budget is None:
-        given["thinking_token_budget"] = request.thinking_budget
+    given["thinking_token_budget"] = either(request, "thinking_token_budget", "thinking_budget")
     values = {**defaults, **{name: value for name, value in {**given, **more}.items() if value is not None}}
     kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
     params = SamplingParams(**values, output_kind=kind)

@@ -75,7 +75,9 @@ async def input_items(
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be asc or desc", "order")
     items = items[::-1] if order == "desc" else items
-    first = next((place for place, item in enumerate(items, 1) if item["id"] == after), 0)
+    first = 0 if after is None else next((place for place, item in enumerate(items, 1) if item["id"] == after), None)
+    if first is None:
+        raise InvalidRequest("after names no input item of this response", "after")
     page = items[first : first + int(limit)]
     more = first + len(page) < len(items)
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}

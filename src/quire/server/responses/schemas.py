@@ -33,7 +33,7 @@ RESPONSES: dict[str, Bound] = {
     "max_output_tokens": Bound(INTEGER, "longest answer, its reasoning included", 1, LARGEST, default="what the model length leaves"),
     "temperature": SAMPLING["temperature"],
     "top_p": SAMPLING["top_p"],
-    "tools": Bound(LIST, "functions that the model may call; tools of other types are refused", 0, MAX_TOOLS),
+    "tools": Bound(LIST, "functions that the model may call, strict where a call is forced; tools of other types are refused", 0, MAX_TOOLS),
     "tool_choice": Bound(STRING, "none, auto, required, a function, or allowed_tools", default="auto"),
     "parallel_tool_calls": Bound(BOOLEAN, "false: at most one call", default="true"),
     "previous_response_id": Bound(STRING, "go on after this response, which must still be stored"),
@@ -62,6 +62,13 @@ REFUSED: dict[str, Refused] = {
     "logprobs": Refused("is called top_logprobs here", (False,)),
 }  # fmt: skip
 
+# What is known inside fields that are objects.
+PARTS = {
+    "stream_options": ("include_obfuscation",),
+    "text": ("format", "verbosity"),
+    "text.format": ("type", "name", "description", "strict", "schema"),
+    "reasoning": ("effort", "summary", "generate_summary"),
+}
 _INPUT: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 
 
@@ -93,5 +100,4 @@ def read(body: dict[str, Any]) -> tuple[ResponsesRequest, list[str]]:
     request = parse(ResponsesRequest, body)
     extra = {name: value for name, value in (request.model_extra or {}).items() if name not in AS_IN_CHATS}
     unknown = fields.check_unhonoured(extra, refused=REFUSED)
-    options = [f"stream_options.{name}" for name in request.stream_options or () if name != "include_obfuscation"]
-    return request, unknown + options
+    return request, unknown + fields.unknown_parts(body, PARTS)
