@@ -194,6 +194,22 @@ def test_penalties_filters_and_logprobs_on_the_device_are_those_of_the_host(
     assert ahead == answers(folder, CpuPlatform(), asked)
 
 
+def test_all_smaller_sizes_are_captured_while_steps_take_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire.runner.decode_loop.LEAST_AHEAD", 2)
+    monkeypatch.setattr("quire.runner.decode_loop.MANY_ROWS", 12)
+    asked = [
+        Request(f"r{i}", [i, 5], SamplingParams(**FULL, seed=i, max_tokens=60, ignore_eos=True)) for i in range(12)
+    ]
+    engine = engine_for(folder, RecordingPlatform())
+    for request in asked:
+        engine.add(request)
+    got = drain(engine)
+    assert engine.runner.loop is not None
+    assert engine.runner.loop.captured_sizes == [(2, 2), (4, 4), (8, 8), (12, 12)], "all rows end at once"
+    engine.close()
+    assert got == answers(folder, CpuPlatform(), asked)
+
+
 @pytest.mark.parametrize("vocab_size", [5, 20])
 def test_a_vocabulary_smaller_than_what_is_told_of_larger_ones(tmp_path: Path, vocab_size: int) -> None:
     folder = tiny_qwen2(tmp_path, vocab_size=vocab_size, eos_token_id=2)

@@ -32,7 +32,8 @@ from quire.runner.sequence_table import Rows, SequenceTable
 IDS, POSITIONS, LIMITS, FAILED, ROWS = range(5)
 NOT_KNOWN = -1  # in place of an id, on its way to the device
 SOON = 1.25  # times the rows of a size: with so few it is captured ahead
-LEAST_AHEAD = 16  # rows; steps of fewer are few kernels
+LEAST_AHEAD = 8  # rows; steps of fewer are few kernels
+MANY_ROWS = 512  # a batch of so many takes as long as a capture
 
 
 class DecodeLoop:
@@ -121,7 +122,7 @@ class DecodeLoop:
             scores = send_scores(self._scores[num_top], host.scores_for(num_top), batch.decode_steps)
         self._leave_ids()
         done = self._platform.mark()
-        self._capture_ahead(size, int((counts > 0).sum()))
+        self._capture_ahead(size, int((counts > 0).sum()), batch.decode_steps == self.max_steps)
         lives, num_logprobs = self.table.lives[self._rows], self.sampling.num_logprobs[self._rows]
         return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, done)
 
@@ -212,15 +213,19 @@ class DecodeLoop:
             self._graphs[self.manner] = GraphStore(self._platform, self._pool)
         self._graphs[self.manner].run((size, size), lambda: self._work(size))
 
-    def _capture_ahead(self, size: int | None, num_live: int) -> None:
-        """Captures the steps of the next smaller size if the rows that go on will soon be so few: now the device is busy with what it has
-        been asked for, then it would wait. After that every row has reached its limit and rests, so a step more does nothing."""
+    def _capture_ahead(self, size: int | None, num_live: int, is_long: bool) -> None:
+        """Captures the steps of a smaller size: of the next one if the rows that go on will soon be so few, and of any while steps take long.
+        Now the device is busy with what it has been asked for, then it would wait. After that every row has reached its limit and rests, so
+        a step more does nothing."""
         if size is None or self._pool is None:
             return
-        smaller = next_smaller(size, self._num_rows)
-        if smaller is None or smaller < LEAST_AHEAD or num_live > smaller * SOON:
-            return
-        if (smaller, smaller) not in self._graphs[self.manner].sizes:
+        captured, smaller = self._graphs[self.manner], next_smaller(size, self._num_rows)
+        soon = smaller is not None and num_live <= smaller * SOON
+        if is_long and size >= MANY_ROWS and self._turn == 0:  # every other batch, so that the host stays ahead
+            while smaller is not None and (smaller, smaller) in captured:
+                smaller = next_smaller(smaller, self._num_rows)
+            soon = True
+        if soon and smaller is not None and smaller >= LEAST_AHEAD and (smaller, smaller) not in captured:
             self._step.zero_()
             self._do_step(smaller, smaller)
 

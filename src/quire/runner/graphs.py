@@ -53,6 +53,10 @@ class GraphStore:
         """Sizes captured so far."""
         return sorted(self._graphs)
 
+    def __contains__(self, size: "Size") -> bool:
+        """Whether that size has been captured."""
+        return size in self._graphs
+
     def run(self, size: "Size", work: Callable[[], None]) -> None:
         """Does the work of that size: the first time itself, and captures it; from then on by replay."""
         graph = self._graphs.get(size)
