@@ -60,12 +60,16 @@ LATER_SECONDS = 2.0  # after the start: compilers would hold the interpreter whi
 SWITCH_SECONDS = (
     0.0005  # turns of threads while compiling: at Python's 5 ms, each call that lets others run waits for all of them
 )
+# Tokens, sequences, as the last layer does it. Of many sequences it has many rows, and products of so many have kernels of their own, which
+# decoding steps of as many rows, whose products are joined to other things, may not need.
 PROMPT_STEPS = (
     (16, 1, False),
     (128, 2, False),
     (2048, 1, False),
     (2048, 1, True),
-)  # tokens, sequences, as the last layer does it
+    (256, 64, True),
+    (512, 256, True),
+)
 NUM_BLOCKS = 4
 DRAWING_SIZES = 2  # batch sizes to draw tokens at: kernels of more rows are the same
 
