@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from scripted_server import CHAT, Answer, ScriptedServer
 
+from quire.bench.options import ServeBenchArgs, with_meant_dataset
 from quire.cli.main import main
 
 QUICK = ["--num-warmups", "0", "--disable-tqdm"]
@@ -177,10 +178,26 @@ def test_no_server_and_a_refusing_one_are_said(capsys):
     assert "HTTP 404: no such model" in capsys.readouterr().err
 
 
+def test_options_of_a_data_set_name_it():
+    """As vLLM's users type, whose default is random."""
+    given = {"random_input_len": 9}
+    assert with_meant_dataset(ServeBenchArgs(**given), given).dataset_name == "random"
+    assert with_meant_dataset(ServeBenchArgs(seed=1), {"seed": 1}).dataset_name == "chat"
+    given["dataset_name"] = "chat"
+    assert with_meant_dataset(ServeBenchArgs(**given), given).dataset_name == "chat"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--random-input-len", "9"], "--random-input-len is for --dataset-name random, and the data set is chat"),
+        (
+            ["--dataset-name", "chat", "--random-input-len", "9"],
+            "--random-input-len is for --dataset-name random, and the data set is chat",
+        ),
+        (
+            ["--random-input-len", "9", "--chat-input-len", "9"],
+            "--random-input-len is for --dataset-name random, and the data set is chat",
+        ),
         (["--dataset-name", "random", "--prefix-repetition-output-len", "9"], "--dataset-name prefix_repetition"),
         (["--dataset-name", "random", "--dataset-path", "x"], "random is made up"),
         (["--result-dir", "x"], "--save-result"),

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,7 +45,8 @@ class ServeBenchArgs:
     api_key: str | None = option(None, "the server's key; default: QUIRE_API_KEY or VLLM_API_KEY")
     header: list[str] | None = option(None, "further headers, as NAME=VALUE")
     dataset_name: str = option(
-        "chat", "chat: log-normal lengths; random: fixed ones; prefix_repetition: many prompts with few beginnings",
+        "chat", "chat: log-normal lengths; random: fixed ones; prefix_repetition: many prompts with few beginnings; default: what the "
+        "other options are for, else chat",
         choices=DATASETS,
     )  # fmt: skip
     dataset_path: str | None = option(
@@ -175,10 +176,16 @@ class ServeBenchArgs:
             raise ConfigError("--request-rate and --ramp-up-strategy exclude each other")
 
 
+def with_meant_dataset(args: ServeBenchArgs, given: Collection[str]) -> ServeBenchArgs:
+    """The same with the data set that the given options are for, where none is named: `--random-input-len 9` alone means random."""
+    kinds = {_kind_of(name) for name in given} - {None}
+    return replace(args, dataset_name=kinds.pop()) if "dataset_name" not in given and len(kinds) == 1 else args
+
+
 def without_effect(args: ServeBenchArgs) -> Iterator[tuple[str, str]]:
     """Options that do nothing beside the others, each with the reason."""
     for option_ in fields(args):
-        kind = next((name for name in OPTIONS_OF if option_.name.startswith(f"{name}_")), None)
+        kind = _kind_of(option_.name)
         if kind is not None and args.dataset_name not in OPTIONS_OF[kind]:
             yield option_.name, f"is for --dataset-name {kind}, and the data set is {args.dataset_name}"
     if args.dataset_name not in FILES:
@@ -188,6 +195,11 @@ def without_effect(args: ServeBenchArgs) -> Iterator[tuple[str, str]]:
             yield name, "is for the file that --save-result writes; give that too"
     if args.request_rate == math.inf and args.ramp_up_strategy is None:
         yield "burstiness", "is for arrivals at a --request-rate, and all requests are sent at once"
+
+
+def _kind_of(name: str) -> str | None:
+    """The data set that an option is for, if it is for one."""
+    return next((kind for kind in OPTIONS_OF if name.startswith(f"{kind}_")), None)
 
 
 def settings(args: ServeBenchArgs) -> dict[str, Any]:

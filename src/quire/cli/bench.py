@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire.bench.options import ServeBenchArgs, without_effect
+from quire.bench.options import ServeBenchArgs, with_meant_dataset, without_effect
 from quire.bench.startup import StartupArgs
 from quire.bench.startup import run as run_startup
 from quire.cli.args import Parser, parse, refuse_given
@@ -119,6 +119,7 @@ def serve(argv: list[str]) -> int:
         prog="quire bench serve", description="load on a server that speaks OpenAI's API, and what its clients see"
     )
     (args,), given = parse(parser, argv, [ServeBenchArgs], positional=None)
+    args = with_meant_dataset(args, vars(given))
     for name, why in without_effect(args):
         refuse_given(given, (name,), why)
     return run(args)
