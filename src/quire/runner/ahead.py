@@ -30,7 +30,7 @@ from quire.ops.forward_batch import ForwardBatch
 from quire.ops.registry import Choice, Ops
 from quire.platform import Platform
 from quire.runner.decode_loop import DecodeLoop
-from quire.runner.device_sampler import DRAWING, FILTERING, DeviceSampler
+from quire.runner.device_sampler import DRAWING, FILTERING, GREEDY, DeviceSampler
 from quire.runner.graphs import graph_sizes
 from quire.runner.sampling_table import SamplingTable
 from quire.runner.sequence_table import SequenceTable
@@ -220,20 +220,15 @@ class DrySteps:
             sampling, kv_caches, sampler, None, 1,
         )  # fmt: skip
 
-        def decode(size: int) -> None:
-            loop._state.zero_()  # the last step's tokens mean nothing
-            loop._work(size)
-
         sizes = [s for s in PROMPT_STEPS if s[0] <= c.max_num_batched_tokens and s[1] <= c.max_num_seqs]
-        yield Need.SOON, partial(decode, 1)  # ahead of the prompt: its kernel takes longest
+        yield Need.SOON, partial(loop.rehearse, 1, GREEDY)  # ahead of the prompt: its kernel takes longest
         yield from ((Need.NOW, partial(prompts, size)) for size in sizes[:1])
         yield from ((Need.LATER, partial(prompts, size)) for size in sizes[1:])
-        yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[1:])
-        loop.manner = DRAWING
-        yield from ((Need.LATER, partial(decode, size)) for size in graph_sizes(c.max_num_seqs)[:DRAWING_SIZES])
+        rows = graph_sizes(c.max_num_seqs)
+        yield from ((Need.LATER, partial(loop.rehearse, size, GREEDY)) for size in rows[1:])
+        yield from ((Need.LATER, partial(loop.rehearse, size, DRAWING)) for size in rows[:DRAWING_SIZES])
         sampler.make_tables(1)
-        loop.manner = FILTERING
-        yield Need.LATER, partial(decode, 1)
+        yield Need.LATER, partial(loop.rehearse, 1, FILTERING)
 
 
 def _lend_memory(model: nn.Module, device: torch.device) -> None:

@@ -126,6 +126,12 @@ class DecodeLoop:
         lives, num_logprobs = self.table.lives[self._rows], self.sampling.num_logprobs[self._rows]
         return Flight(batch, self._rows, lives, firsts, num_logprobs, tokens, scores, done)
 
+    def rehearse(self, size: int, manner: Manner) -> None:
+        """Asks for one step of `size` rows of no sequence that choose in this manner, and so for all kernels that such a step needs."""
+        self.manner = manner
+        self._state.zero_()  # tokens of a step before, which may never have run, mean nothing
+        self._work(size)
+
     def close(self) -> None:
         """Frees the graphs and their memory."""
         for graphs in self._graphs.values():
