@@ -178,7 +178,7 @@ class ServeBenchArgs:
 
 def with_meant_dataset(args: ServeBenchArgs, given: Collection[str]) -> ServeBenchArgs:
     """The same with the data set that the given options are for, where none is named: `--random-input-len 9` alone means random."""
-    kinds = {_kind_of(name) for name in given} - {None}
+    kinds = {kind for kind in map(_kind_of, given) if kind is not None}
     return replace(args, dataset_name=kinds.pop()) if "dataset_name" not in given and len(kinds) == 1 else args
 
 
