@@ -38,6 +38,9 @@ def test_the_kernels_of_the_first_steps_are_found_and_compile(tmp_path):
     assert {"prefill_kernel", "decode_kernel", "take_tokens_kernel"} <= set(first), first
     assert any("greedy" in name for name in first) and any("norm" in name for name in first), first
     assert any("draw" in name for name in found["later"]), "sampling comes after the first token"
+    assert found["later"][0] == "count_tokens_kernel", (
+        "what penalties and filters need comes before other sizes of steps"
+    )
     assert found["compiled"] == ["take_tokens_kernel True True"], "it is where its first launch looks for it"
     assert found["apart"] == [f"{name} True" for name in first[:4]], (
         "what another process compiled is what this one looks for"
