@@ -158,7 +158,7 @@ class Nothing:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, fwd: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, fwd: Any) -> torch.Tensor:
         clock = self._clock
         clock.asked_s = step_s(fwd)
         if not clock.inside_graph:

@@ -97,7 +97,7 @@ def main() -> None:
 
     def prompts(num_tokens: int, num_seqs: int) -> None:
         fwd = _prompt_step(num_tokens, num_seqs, narrows(num_tokens, num_seqs), cache)
-        hidden = layer(fwd.input_ids, fwd.positions, fwd)
+        hidden = layer(fwd.input_ids, fwd)
         ops.greedy(layer.compute_logits(hidden[fwd.logits_indices]))
 
     unknown: dict[str, list[tuple[int, int]]] = {}

@@ -50,7 +50,7 @@ def step_of(net: DecoderTensors) -> ForwardBatch:
 
 
 def of_layers(model: Any, fwd: ForwardBatch) -> Tensor:
-    logits: Tensor = model.compute_logits(model(fwd.input_ids, fwd.positions, fwd))
+    logits: Tensor = model.compute_logits(model(fwd.input_ids, fwd))
     return logits
 
 

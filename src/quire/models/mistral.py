@@ -93,7 +93,7 @@ class Model(nn.Module):
         self.model = Decoder(config, build)
         self.lm_head = LmHead(build, config.vocab_size, config.hidden_size, config.tied)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+    def forward(self, input_ids: Tensor, fwd: ForwardBatch) -> Tensor:
         hidden: Tensor = self.model(input_ids, fwd)
         return hidden
 

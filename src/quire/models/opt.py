@@ -118,11 +118,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(c, build, i) for i in range(c.num_layers))
         self.final_layer_norm = LayerNorm(build, c.hidden_size) if c.final_norm else None
 
-    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
+    def forward(self, input_ids: Tensor, fwd: ForwardBatch) -> Tensor:
         x: Tensor = self.embed_tokens(input_ids)
         if self.project_in is not None:
             x = self.project_in(x)
-        x = x + self.embed_positions(positions + POSITION_OFFSET)
+        x = x + self.embed_positions(fwd.positions + POSITION_OFFSET)
         for layer in self.layers:
             x = layer(x, fwd)
         if self.final_layer_norm is not None:
@@ -139,15 +139,15 @@ class Body(nn.Module):
 
 
 class Model(nn.Module):
-    """input_ids [T], positions [T] -> hidden [T, E], E the embedding's width; [B, E] where fwd.last_rows tell which."""
+    """input_ids [T] -> hidden [T, E], E the embedding's width; [B, E] where fwd.last_rows tell which."""
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__()
         self.model = Body(config, build)
         self.lm_head = LmHead(build, config.vocab_size, config.embedding_size, config.tied)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, fwd: ForwardBatch) -> Tensor:
-        hidden: Tensor = self.model.decoder(input_ids, positions, fwd)
+    def forward(self, input_ids: Tensor, fwd: ForwardBatch) -> Tensor:
+        hidden: Tensor = self.model.decoder(input_ids, fwd)
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

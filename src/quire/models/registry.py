@@ -4,7 +4,7 @@ A model is a module of `quire.models` with
 
     ARCHITECTURES   a tuple of string literals: class names that a config.json gives in "architectures"
     Config          from_hf(HfConfig) -> Config, a DecoderConfig
-    Model           Model(config, build): forward(input_ids [T], positions [T], fwd) -> hidden [T, H];
+    Model           Model(config, build): forward(input_ids [T], fwd) -> hidden [T, H];
                     compute_logits(hidden [S, H]) -> [S, V]
                     likeliest(hidden [S, H]) -> [S]
     WEIGHTS         WeightMap from the checkpoint's tensor names to the module's parameters

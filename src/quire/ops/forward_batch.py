@@ -1,4 +1,4 @@
-"""ForwardBatch: one step as tensors, the only argument besides ids and positions that a model's forward takes."""
+"""ForwardBatch: one step as tensors, the only argument besides ids that a model's forward takes."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

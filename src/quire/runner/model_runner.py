@@ -263,7 +263,7 @@ class ModelRunner:
 
     def _compute(self, fwd: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] or [B, H] and logits [S, V] of a step on the device; this is what a graph captures."""
-        hidden: Tensor = self.model(fwd.input_ids, fwd.positions, fwd)
+        hidden: Tensor = self.model(fwd.input_ids, fwd)
         every_row = fwd.last_rows is None and fwd.logits_indices.shape[0] == hidden.shape[0]
         return hidden, self.model.compute_logits(hidden if every_row else hidden[fwd.logits_indices])
 

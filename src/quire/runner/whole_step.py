@@ -55,7 +55,7 @@ def decode_likeliest(model: Any, whole: WholeStep, greedy: Callable[[Tensor], Te
 
 def _hidden(model: Any, whole: WholeStep, fwd: ForwardBatch) -> Tensor:
     hidden = whole.hidden(fwd)
-    return model(fwd.input_ids, fwd.positions, fwd) if hidden is None else hidden
+    return model(fwd.input_ids, fwd) if hidden is None else hidden
 
 
 def gather(model: Any) -> DecoderTensors | None:
