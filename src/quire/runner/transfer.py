@@ -19,8 +19,7 @@ class ToDevice:
 
     def __init__(self, device: torch.device, num_batches: int, room: int = 0) -> None:
         self._device = device
-        self._room = room
-        self._buffers = [torch.zeros(0, dtype=torch.int64)] * num_batches
+        self._buffers = [self._make(room) for _ in range(num_batches)]
         self._turn = 0
 
     def send(self, *arrays: NDArray[Any]) -> list[Tensor]:
@@ -42,9 +41,11 @@ class ToDevice:
     def _next(self, size: int) -> Tensor:
         self._turn = (self._turn + 1) % len(self._buffers)
         if len(self._buffers[self._turn]) < size:
-            pinned = self._device.type != "cpu"
-            self._buffers[self._turn] = torch.zeros(max(2 * size, self._room), dtype=torch.int64, pin_memory=pinned)
+            self._buffers[self._turn] = self._make(2 * size)
         return self._buffers[self._turn][:size]
+
+    def _make(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, pin_memory=size > 0 and self._device.type != "cpu")
 
 
 class OneCopy:
