@@ -91,11 +91,11 @@ def double_hold(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -
 
 
 def free_though_held(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
-    pool._free[a.block_ids[0]] = None
+    pool._free.append(a.block_ids[0])
 
 
 def lost_from_free_list(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
-    pool._free.popitem()
+    pool._free.take(1)
 
 
 def writable_and_shared(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:

@@ -8,9 +8,9 @@ Each block but block 0 is in one of two states:
     free list   [ not cached … ]  [ cached, longest unused first … ]      allocate takes from the left
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
+from quire.core.free_list import FreeList
 from quire.core.prefix_cache import PrefixCache
 from quire.core.sequence import Sequence
 
@@ -28,7 +28,7 @@ class BlockPool:
         self._block_size = block_size
         self._cache = cache
         self._ref_counts = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(NULL_BLOCK + 1, num_blocks))
+        self._free = FreeList(num_blocks - 1)  # of which block 0 is no part
 
     @property
     def num_usable(self) -> int:
@@ -48,7 +48,7 @@ class BlockPool:
         """Takes blocks out of the free list, those of least worth first. The caller has checked num_free."""
         if num_blocks > len(self._free):
             raise RuntimeError(f"{num_blocks} KV blocks asked for, {len(self._free)} are free")
-        block_ids = [self._free.popitem(last=False)[0] for _ in range(num_blocks)]
+        block_ids = self._free.take(num_blocks)
         for block_id in block_ids:
             self._ref_counts[block_id] = 1
             if self._cache is not None:
@@ -59,7 +59,7 @@ class BlockPool:
         """One more sequence holds these cached blocks."""
         for block_id in block_ids:
             if not self._ref_counts[block_id]:
-                del self._free[block_id]
+                self._free.remove(block_id)
             self._ref_counts[block_id] += 1
 
     def free(self, block_ids: list[int]) -> None:
@@ -68,9 +68,10 @@ class BlockPool:
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id]:
                 continue
-            self._free[block_id] = None
             if self._cache is None or block_id not in self._cache:
-                self._free.move_to_end(block_id, last=False)
+                self._free.prepend(block_id)
+            else:
+                self._free.append(block_id)
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Proves the pool sound, given all sequences that hold blocks; raises RuntimeError listing what is wrong.
