@@ -91,7 +91,7 @@ def double_hold(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -
 
 
 def free_though_held(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:
-    pool._free.append(a.block_ids[0])
+    pool._free.extend(a.block_ids[:1])
 
 
 def lost_from_free_list(pool: BlockPool, cache: PrefixCache, a: Sequence, b: Sequence) -> None:

@@ -21,7 +21,7 @@ def test_it_keeps_the_order_that_an_ordered_dict_does(highest: int, seed: int) -
     draw = random.Random(seed)
     numbers, expected, away = FreeList(highest), OrderedDict.fromkeys(range(1, highest + 1)), []
     for _ in range(400):
-        step = draw.choice(("take", "remove", "append", "prepend"))
+        step = draw.choice(("take", "remove", "extend", "prepend"))
         if step == "take":
             count = draw.randint(0, len(expected))
             taken = numbers.take(count)
@@ -32,9 +32,14 @@ def test_it_keeps_the_order_that_an_ordered_dict_does(highest: int, seed: int) -
             numbers.remove(number)
             del expected[number]
             away.append(number)
-        elif step in ("append", "prepend") and away:
+        elif step == "extend":
+            draw.shuffle(away)
+            more = [away.pop() for _ in range(draw.randint(0, len(away)))]
+            numbers.extend(more)
+            expected.update(dict.fromkeys(more))
+        elif step == "prepend" and away:
             number = away.pop(draw.randrange(len(away)))
-            getattr(numbers, step)(number)
+            numbers.prepend(number)
             expected[number] = None
-            expected.move_to_end(number, last=step == "append")
+            expected.move_to_end(number, last=False)
         assert list(numbers) == list(expected) and len(numbers) == len(expected)

@@ -8,7 +8,7 @@ Each block but block 0 is in one of two states:
     free list   [ not cached … ]  [ cached, longest unused first … ]      allocate takes from the left
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from quire.core.free_list import FreeList
 from quire.core.prefix_cache import PrefixCache
@@ -64,14 +64,16 @@ class BlockPool:
 
     def free(self, block_ids: list[int]) -> None:
         """A sequence gives up its table. Its tail goes first, so that the beginnings of prompts stay cached longest."""
+        ref_counts, free = self._ref_counts, []
         for block_id in reversed(block_ids):
-            self._ref_counts[block_id] -= 1
-            if self._ref_counts[block_id]:
-                continue
-            if self._cache is None or block_id not in self._cache:
+            ref_counts[block_id] -= 1
+            if not ref_counts[block_id]:
+                free.append(block_id)
+        cached: Container[int] = () if self._cache is None else self._cache.block_ids
+        self._free.extend([block_id for block_id in free if block_id in cached])
+        for block_id in free:
+            if block_id not in cached:
                 self._free.prepend(block_id)
-            else:
-                self._free.append(block_id)
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Proves the pool sound, given all sequences that hold blocks; raises RuntimeError listing what is wrong.

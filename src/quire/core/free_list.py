@@ -40,18 +40,20 @@ class FreeList:
         self._join(self._before[number], self._after[number])
         self._count -= 1
 
-    def append(self, number: int) -> None:
-        """Puts one that is not there at the end: it is taken last."""
-        self._insert(self._before[END], number, END)
+    def extend(self, numbers: list[int]) -> None:
+        """Puts numbers that are not there at the end: the last of them is taken last of all."""
+        after, before = self._after, self._before
+        last = before[END]
+        for number in numbers:
+            after[last], before[number] = number, last
+            last = number
+        self._join(last, END)
+        self._count += len(numbers)
 
     def prepend(self, number: int) -> None:
         """Puts one that is not there at the beginning: it is taken next."""
-        self._insert(END, number, self._after[END])
-
-    def _insert(self, left: int, number: int, right: int) -> None:
-        after, before = self._after, self._before
-        after[left] = before[right] = number
-        before[number], after[number] = left, right
+        self._join(number, self._after[END])
+        self._join(END, number)
         self._count += 1
 
     def _join(self, left: int, right: int) -> None:

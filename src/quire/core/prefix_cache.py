@@ -11,6 +11,7 @@ compared as bytes, whose hashes Python salts, so nobody can make up prompts that
 """
 
 from array import array
+from collections.abc import KeysView
 from typing import NamedTuple
 
 Parent = int | tuple[str, ...]  # number of the prefix that a block continues, or the root for a first block
@@ -69,6 +70,11 @@ class PrefixCache:
 
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._by_block
+
+    @property
+    def block_ids(self) -> KeysView[int]:
+        """All cached blocks, as they are at any time."""
+        return self._by_block.keys()
 
     def match(self, root: tuple[str, ...], token_ids: "array[int]", max_blocks: int) -> list[CachedPrefix]:
         """The longest cached beginning of `token_ids`, at most `max_blocks` blocks. Changes nothing."""
