@@ -50,8 +50,8 @@ def preempt_now_and_then(llm, rng):
     engine, ids = llm.llm_engine.engine, llm.llm_engine._live
     step = engine.step
 
-    def disturbed_step():
-        outputs = step()
+    def disturbed_step(*meanwhile):
+        outputs = step(*meanwhile)
         if ids and rng.random() < 0.2:
             engine.scheduler.preempt(rng.choice(list(ids)))
         return outputs

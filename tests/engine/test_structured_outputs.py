@@ -133,8 +133,8 @@ def test_preemption_changes_nothing(llm):
     engine, live = llm.llm_engine.engine, llm.llm_engine._live
     step = engine.step
 
-    def disturbed_step():
-        outputs = step()
+    def disturbed_step(*meanwhile):
+        outputs = step(*meanwhile)
         if live and rng.random() < 0.4:
             engine.scheduler.preempt(rng.choice(list(live)))
         return outputs
