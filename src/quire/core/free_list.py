@@ -13,7 +13,7 @@ class FreeList:
 
     def __init__(self, highest: int) -> None:
         self._after = [*range(1, highest + 1), END]
-        self._before = [highest, *range(highest)]
+        self._before = [highest, END, *self._after[:-2]][: highest + 1]  # of the same objects
         self._count = highest
 
     def __len__(self) -> int:
