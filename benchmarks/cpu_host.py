@@ -31,8 +31,9 @@ from versus_workloads import FULL, TINY, WORKLOADS, Bench, first_token
 
 from quire.config import MachineFacts
 from quire.platform.cpu import CpuPlatform
+from quire.runner.device_sampler import DeviceSampler
 
-NAMES = ("prefill", "ttft_1k", "chat", "prefix_groups", "prefix_turns")
+NAMES = ("prefill", "ttft_1k", "chat", "sampling_cost", "prefix_groups", "prefix_turns")
 # Of an H200, with the 0.5B model.
 LIMITS = {"num_gpu_blocks_override": 600_000, "max_num_seqs": 1024, "max_num_batched_tokens": 16_384}
 STEP_MS = {1: 0.43, 8: 0.72, 64: 0.83, 256: 1.3, 512: 2.0, 1024: 3.4}  # decoding, by rows
@@ -173,6 +174,20 @@ class Nothing:
         return torch.zeros(len(hidden), dtype=torch.int64)
 
 
+def sample_nothing() -> None:
+    """Sampling chooses token 0 from now on, whatever it is asked for, and counts nothing."""
+
+    def choose(sampler: DeviceSampler, logits: torch.Tensor, *more: Any) -> torch.Tensor:
+        return torch.zeros(len(logits), dtype=torch.int64)
+
+    def make_tables(sampler: DeviceSampler, num_rows: int) -> None:
+        sampler._seen, sampler._counts = sampler._seen.new_zeros(num_rows, 1), sampler._counts.new_zeros(num_rows, 1)
+
+    for call in (choose, make_tables):
+        setattr(DeviceSampler, call.__name__, call)
+    DeviceSampler.count = lambda *more: None  # type: ignore[method-assign]
+
+
 def step_s(fwd: Any) -> float:
     """Seconds that a step takes the device."""
     sizes = sorted(STEP_MS)
@@ -228,6 +243,7 @@ def main() -> None:
     runner.model = Nothing(clock)
     runner.whole = type(runner.whole).__new__(type(runner.whole))
     runner.whole._step = runner.whole._layers = runner.whole._net = None
+    sample_nothing()
     profile = cProfile.Profile(timer=clock.host_s) if options.profile else None
     scale = TINY if options.tiny else FULL
     rng = shapes.np.random.default_rng(0)

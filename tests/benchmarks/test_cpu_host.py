@@ -18,6 +18,7 @@ def test_every_workload_is_measured() -> None:
         "prefill",
         "ttft_1k",
         "chat",
+        "sampling_cost",
         "prefix_groups",
         "prefix_turns",
     }
