@@ -30,7 +30,7 @@ def compiled(tmp_path_factory) -> list[dict]:
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=250, env=environment)
+    done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=800, env=environment)
     shutil.rmtree(cache)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
