@@ -89,7 +89,7 @@ class LLM:
         priority         lower runs first, with scheduling_policy="priority"
         Raises InvalidRequest types, wherever the mistake is, and gives no output then. A prompt that fails alone has finish_reason "error".
         """
-        intake = self._open(prompts, sampling_params, priority, lora_request)
+        intake = self._open(split_prompts(prompts), sampling_params, priority, lora_request)
         return self._stream(intake.open_all()) if stream else self._run(intake, use_tqdm)
 
     @overload
@@ -138,8 +138,9 @@ class LLM:
                 f"chat_template_content_format={chat_template_content_format!r} is not what this template reads; use auto",
                 "chat_template_content_format",
             )
-        prompts = [
-            frontend.chat_prompt(
+
+        def render(conversation: Any) -> str:
+            return frontend.chat_prompt(
                 conversation,
                 template=chat_template,
                 add_generation_prompt=add_generation_prompt,
@@ -147,9 +148,9 @@ class LLM:
                 tools=tools,
                 template_kwargs=chat_template_kwargs,
             )
-            for conversation in split_conversations(messages)
-        ]
-        intake = self._open(prompts, sampling_params, priority, lora_request, add_special_tokens=False)
+
+        conversations = split_conversations(messages)
+        intake = self._open(conversations, sampling_params, priority, lora_request, render, add_special_tokens=False)
         return self._stream(intake.open_all()) if stream else self._run(intake, use_tqdm)
 
     def beam_search(
@@ -197,22 +198,28 @@ class LLM:
         self.close()
 
     def _open(
-        self, prompts: Any, params: Any, priority: Any, lora_request: Any, *, add_special_tokens: bool = True
+        self,
+        items: list[Any],
+        params: Any,
+        priority: Any,
+        lora_request: Any,
+        render: Callable[[Any], Any] = lambda prompt: prompt,
+        *,
+        add_special_tokens: bool = True,
     ) -> Intake:
-        """All requests, each of which is made, and checked, when its turn comes."""
+        """Requests for all items, each of which is made a prompt by `render`, and checked, when its turn comes."""
         refuse_lora(lora_request)
-        items = split_prompts(prompts)
         each_params = one_for_each(params, len(items), "sampling_params", SamplingParams)
         each_priority = one_for_each(priority, len(items), "priority", int)
         opened = (
             self.llm_engine.frontend.open(
-                prompt,
+                render(item),
                 each_params[i],
                 label=str(next(self._labels)),
                 priority=each_priority[i] or 0,
                 add_special_tokens=add_special_tokens,
             )
-            for i, prompt in enumerate(items)
+            for i, item in enumerate(items)
         )
         return Intake(self.llm_engine, opened, len(items))
 

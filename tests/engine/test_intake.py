@@ -76,7 +76,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **named: (seen.append(name), call(*args, **named))[1]
 
-    for owner, name in ((Frontend, "open"), (ModelRunner, "start"), (ModelRunner, "execute")):
+    watched = (Frontend, "open"), (Frontend, "chat_prompt"), (ModelRunner, "start"), (ModelRunner, "execute")
+    for owner, name in watched:
         monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
     return seen
 
@@ -95,6 +96,18 @@ def test_the_first_steps_begin_before_the_last_requests_are_made(llm, events, ex
     assert events.index("start") == at_once
     assert events[at_once : at_once + 3] == ["start", "start", "open"]
     assert events.count("open") == len(PROMPTS)
+
+
+def test_conversations_are_rendered_while_steps_run(llm, events):
+    conversations = [[{"role": "user", "content": f"{i} times"}] for i in range(40)]
+    outputs = llm.chat(conversations, GREEDY, use_tqdm=False)
+    first = events.index("start")
+    assert events.count("chat_prompt") == 40 > events[:first].count("chat_prompt") > 0
+    rendered = [llm.llm_engine.frontend.chat_prompt(conversation) for conversation in conversations]
+    assert [output.prompt for output in outputs] == rendered
+    with pytest.raises(InvalidRequest, match="role"):
+        llm.chat([*conversations, [{"content": "of nobody"}]], GREEDY, use_tqdm=False)
+    assert is_idle(llm)
 
 
 def test_prompts_whose_beginning_is_cached_do_not_count(llm, events):
