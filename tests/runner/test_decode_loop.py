@@ -275,6 +275,20 @@ def test_blocks_that_a_sequence_holds_beforehand_are_known_to_the_device(folder:
     assert drain(engine, preempt_thrice) == answers(folder, CpuPlatform(), asked)
 
 
+def test_padding_rests_where_a_batch_before_had_more_rows(folder: Path) -> None:
+    """So many steps that padding, if it went on, would come to the blocks of those rows; few blocks, so that others hold them by then."""
+    engine = engine_for(folder, RecordingPlatform(), num_gpu_blocks_override=170)
+    for i in range(8):
+        params = SamplingParams(temperature=0.0, max_tokens=17, ignore_eos=True)
+        engine.add(Request(f"long{i}", [i, 5, *[3] * 60], params))
+    drain(engine)
+    params = SamplingParams(temperature=0.0, max_tokens=120, ignore_eos=True)
+    asked = [Request(f"r{i}", [i, 5, 9], params) for i in range(5)]
+    for request in asked:
+        engine.add(request)
+    assert drain(engine) == answers(folder, CpuPlatform(), asked)
+
+
 @pytest.fixture(params=range(4))
 def disturbances(request: pytest.FixtureRequest) -> Iterator[Callable[[Engine, int], None]]:
     draw = random.Random(request.param)

@@ -187,6 +187,7 @@ class DecodeLoop:
         self._ends = self._ends + counts
         self.table.num_computed[self._rows] = self._ends
         host.state[LIMITS, : len(counts)] = self._ends * (counts > 0)
+        host.state[LIMITS, len(counts) :] = 0  # what it held of rows of a batch before, whose blocks are others' by now
         self._state[LIMITS].copy_(host.state_pinned[LIMITS], non_blocking=True)
         if not batch.follows:
             return
