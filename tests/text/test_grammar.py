@@ -6,6 +6,7 @@ from tiny_checkpoints import VOCAB_SIZE, thinking_tokenizer
 from quire.core.structured import StructuredOutputsParams
 from quire.text.closing import allowed_bits
 from quire.text.grammar import GrammarCompiler, after_reasoning
+from quire.text.reasoning import think
 from quire.text.tokenizer import Tokenizer
 
 BEGIN, END, EOS = VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE - 4
@@ -65,6 +66,16 @@ def test_the_answer_is_constrained_and_the_reasoning_is_not(compiler, tokenizer,
             wrong = found.deep_copy()
             assert is_answer(found, tokenizer, good)
             assert not is_answer(wrong, tokenizer, bad)
+
+
+@pytest.mark.parametrize("begin", [BEGUN, MAY_BEGIN])
+def test_reasoning_ends_where_its_readers_see_its_end(compiler, tokenizer, begin):
+    """They look for the mark's text, so it is the token that writes it, and nothing else."""
+    found = matcher(compiler, {"regex": "[ab]{3}"}, begin)
+    spelled = [tokenizer.encode(char, add_special_tokens=False)[0] for char in think.END]
+    assert takes(found, [*[BEGIN] * (begin == MAY_BEGIN), *spelled[:-1]])
+    assert not takes(found.deep_copy(), spelled[-1:])
+    assert takes(found, [*tokenizer.encode(" it is not", add_special_tokens=False), END])
 
 
 @pytest.mark.parametrize("constraint, good, bad", KINDS, ids=lambda value: next(iter(value)) if value else "")

@@ -139,14 +139,17 @@ def _with_deep_stack(thread: ThreadPoolExecutor, work: "Callable[[], LLMatcher]"
 
 
 def after_reasoning(grammar: str, begin: int, end: int) -> str:
-    """The same grammar for the answer alone: before it may stand reasoning, of any text, between two tokens, and a line break or two
-    after them. A matcher then follows the reasoning too, so where the answer begins is known wherever a sequence is gone on with.
+    """The same grammar for the answer alone: before it may stand reasoning, of any text without the end mark, between two tokens, and
+    a line break or two after them. A matcher then follows the reasoning too, so where the answer begins is known wherever a sequence
+    is gone on with.
 
     begin  token that begins the reasoning, which may be left out as a whole; -1 = the prompt has begun it, so it must be ended
     """
     (answer,) = json.loads(grammar)["grammars"] if grammar.startswith("{") else [{"lark_grammar": grammar}]
     first = "think" if begin < 0 else f"(<[{begin}]> think)?"
-    main = f"start: {first} @answer\nthink: /(?s:.*)/ <[{end}]> /\\n{{0,2}}/\n"
+    # Who reads the output splits it at the mark's text: spelled with other tokens it would end the reasoning for them alone.
+    thought = "THOUGHT: /(?s:.*)/ & ~/(?s:.*)<\\/think>(?s:.*)/"
+    main = f"start: {first} @answer\nthink: THOUGHT <[{end}]> /\\n{{0,2}}/\n{thought}\n"
     return json.dumps({"grammars": [{"lark_grammar": main}, {**answer, "name": "answer"}]})
 
 
