@@ -78,14 +78,16 @@ def table(generated):
 
 @pytest.mark.parametrize(
     ("generated", "spent"),
-    [([8, 5, 5, 5], True), ([7, 8, 5, 5, 5], True), ([8, 5, 5], False), ([8, 5, 5, 5, 5], False), ([8, 5, 9, 5], False),
+    [([8, 5, 5, 5], True), ([7, 8, 5, 5, 5], True), ([8, 5, 5], False), ([8, 5, 5, 5, 5], True), ([8, 5, 5, 5, 5, 9], False), ([8, 5, 9, 5], False),
      ([5, 5, 5], False), ([], False), ([8], False), ([5, 5, 5, 5, 8, 5, 5, 5], False)],
 )  # fmt: skip
 def test_when_it_is_time(generated, spent):
     found = table(generated)
     assert is_spent(0, found) == spent
     logits = torch.zeros(1, 12)
-    end_thinking(logits, np.array([0]), found)
+    end_thinking(logits, np.array([0]), found, lambda row, token_id, table: False)
+    assert not logits.isinf().any(), "the grammar decides when the mark may come"
+    end_thinking(logits, np.array([0]), found, lambda row, token_id, table: True)
     assert (logits.isinf().sum() == 11) == spent
 
 

@@ -115,6 +115,16 @@ def test_a_forced_call_comes_after_the_reasoning(http):
     assert choice["token_ids"].index(END) <= 5
 
 
+@pytest.mark.parametrize("budget", range(14))
+def test_a_budget_that_is_spent_within_a_character_ends_the_reasoning_after_it(http, budget):
+    """What the model of random weights writes has characters of several tokens; a grammar knows text alone."""
+    fields = {**PLAIN, "logit_bias": NO_MARKS, "thinking_token_budget": budget, "response_format": SCHEMA}
+    choice = ask(http, **fields).json()["choices"][0]
+    assert set(json.loads(choice["message"]["content"])) == {"age"}
+    assert budget <= choice["token_ids"].index(END) <= budget + 3
+    assert "\ufffd" not in choice["message"].get("reasoning", "")
+
+
 def test_reasoning_that_the_prompt_has_ended_does_not_begin_again(http):
     ended = {
         "messages": [*MESSAGES, {"role": "assistant", "content": "<think>\n\n</think>\n\n"}],

@@ -66,6 +66,13 @@ class Grammars:
         for i in places:
             self._keep_closable(logits[i], int(rows[i]), table)
 
+    def may_follow(self, row: int, token_id: int, table: SequenceTable) -> bool:
+        """Whether the grammar of a row that was constrained in this step, if it has one, allows a token next."""
+        if not table.entries[row].grammar:
+            return True
+        word = int(self._allowed(row, table)[token_id // BITS])
+        return bool(word >> token_id % BITS & 1)
+
     def _allowed(self, row: int, table: SequenceTable) -> NDArray[np.int32]:
         """[W] words, bit t % 32 of word t / 32 = token t is allowed."""
         sequence = table.entries[row]

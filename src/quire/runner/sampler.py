@@ -124,7 +124,7 @@ class Sampler:
             logits = raw.clone()
             apply_edits(logits, rows, self.table, self.sampling)
             self.grammars.constrain(logits, rows, self.table)
-            end_thinking(logits, rows, self.table)
+            end_thinking(logits, rows, self.table, self.grammars.may_follow)
         penalised = np.flatnonzero(self.sampling.penalised(rows))
         if len(penalised):
             index = torch.from_numpy(penalised).to(raw.device)
