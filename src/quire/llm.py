@@ -1,5 +1,6 @@
 """LLM: generate text with a model in this process. Importing this file loads no torch; making an LLM does."""
 
+import contextlib
 import itertools
 import logging
 import weakref
@@ -221,20 +222,21 @@ class LLM:
             )
             for i, item in enumerate(items)
         )
-        return Intake(self.llm_engine, opened, len(items))
+        by_priority = self.model_config.scheduling_policy == "priority" and len(set(each_priority)) > 1
+        return Intake(self.llm_engine, opened, len(items), all_at_once=by_priority)
 
     def _run(self, intake: Intake, use_tqdm: UseTqdm) -> list[RequestOutput]:
         intake.output_kind = RequestOutputKind.FINAL_ONLY
-        intake.take_first()
-        bar = Progress(intake.num_requests, use_tqdm)
         done: dict[str, RequestOutput] = {}
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(intake.discard)  # also when no bar can be made
+            intake.take_first()
+            bar = Progress(intake.num_requests, use_tqdm)
+            stack.callback(bar.close)
             for output in self._stream(intake):
                 done[output.request_id] = output
                 bar.finished(output)
                 say_if_failed(output)
-        finally:
-            bar.close()
         return [done[stream.label] for stream in intake.taken]
 
     def _stream(self, intake: Intake) -> Iterator[RequestOutput]:

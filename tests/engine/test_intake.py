@@ -9,6 +9,7 @@ import pytest
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 from quire import LLM, SamplingParams
+from quire.engine.engine import Engine
 from quire.engine.frontend import Frontend
 from quire.engine.intake import MANY_OBJECTS, collect_garbage
 from quire.errors import InvalidRequest
@@ -48,8 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_qwen2(tmp_path_factory.mktemp("model"))
 
 
-def make(folder: Path) -> LLM:
-    return LLM(str(folder), max_num_batched_tokens=STEP_TOKENS, max_num_seqs=8, max_model_len=128, block_size=4)
+def make(folder: Path, **changes: Any) -> LLM:
+    settings = {"max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 8, "max_model_len": 128, "block_size": 4}
+    return LLM(str(folder), **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,15 @@ def expected(folder: Path) -> list[Any]:
 
 
 @pytest.fixture
-def llm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+def recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded onto that platform."""
     platform = RecordingPlatform()
     for place in ("quire.setup", "quire.engine.engine"):
         monkeypatch.setattr(f"{place}.select_platform", lambda device: platform)
+
+
+@pytest.fixture
+def llm(folder: Path, recording: None) -> Iterator[LLM]:
     with make(folder) as llm:
         yield llm
 
@@ -151,6 +158,62 @@ def test_a_stream_of_outputs_finds_mistakes_before_it_begins(llm, events):
     with pytest.raises(InvalidRequest):
         llm.generate([*PROMPTS, [VOCAB_SIZE]], GREEDY, stream=True)
     assert set(events) == {"open"} and is_idle(llm)
+
+
+def test_of_very_many_requests_all_are_made_first(llm, events, expected, monkeypatch):
+    """So that no work is lost by a mistake in the last."""
+    monkeypatch.setattr("quire.engine.intake.MOST_UNSEEN", len(PROMPTS) - 1)
+    with pytest.raises(InvalidRequest):
+        llm.generate([*PROMPTS, [VOCAB_SIZE]], GREEDY, use_tqdm=False)
+    assert set(events) == {"open"} and is_idle(llm)
+    events.clear()
+    assert [output.outputs for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)] == expected
+    assert events.index("start") == len(PROMPTS)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_engine_picks_by_priority_among_all_requests(folder, recording, events, monkeypatch, stream):
+    admitted: list[list[int]] = []
+    take_in = ModelRunner._take_in
+
+    def noted(self: ModelRunner, batch: Any) -> None:
+        admitted.extend(new.token_ids.tolist() for new in batch.added)
+        take_in(self, batch)
+
+    monkeypatch.setattr(ModelRunner, "_take_in", noted)
+    with make(folder, scheduling_policy="priority") as llm:
+        list(llm.generate(PROMPTS, GREEDY, use_tqdm=False, stream=stream, priority=[*range(len(PROMPTS), 0, -1)]))
+        assert admitted == PROMPTS[::-1]
+        events.clear()
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False, priority=5)
+        assert events.count("open") == len(PROMPTS) > events.index("start")
+
+
+def test_a_bar_that_cannot_be_made_leaves_no_request(llm, expected):
+    def no_bar(**options: Any) -> None:
+        raise RuntimeError("no terminal")
+
+    with pytest.raises(RuntimeError, match="no terminal"):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=no_bar)
+    assert is_idle(llm)
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_a_request_that_is_interrupted_on_its_way_is_forgotten(llm, expected, monkeypatch, count):
+    """Ctrl-C just after the engine has got it."""
+    add, calls = Engine.add, iter(range(len(PROMPTS)))
+
+    def interrupted(self: Engine, request: Any) -> None:
+        add(self, request)
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert is_idle(llm)
+    assert [output.outputs for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)] == expected
 
 
 def test_a_prompt_that_needs_the_host_at_each_step(llm, expected):

@@ -1,6 +1,7 @@
 """Intake: the requests of one call on their way to the engine. The first go there at once, the others while the device computes these."""
 
 import gc
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -16,19 +17,26 @@ if TYPE_CHECKING:  # it brings torch
 # as at first. That takes a fifth to a half of the step's time.
 TIMES_MORE = 8
 MANY_OBJECTS = 10_000
+# With more requests all are made before the first step. They run for a minute and longer, and a mistake in the last would be found near
+# the end of that; making them takes a few hundredths of it.
+MOST_UNSEEN = 5000
 
 
 class Intake:
     """Making a thousand requests, with all checks, takes some ten milliseconds, in which the device could be at work.
 
     opened        makes the requests, one each time that it is asked; `num_requests` in all
+    all_at_once   the engine gets all before the first step: which it takes first is for it to say
     output_kind   what all of them are asked for; None = what each says
     taken, inbox  those that the engine has got, and their outputs
     """
 
-    def __init__(self, engine: "LLMEngine", opened: Iterable[RequestStream], num_requests: int) -> None:
+    def __init__(
+        self, engine: "LLMEngine", opened: Iterable[RequestStream], num_requests: int, *, all_at_once: bool = False
+    ) -> None:
         self._engine = engine
         self._opened: Iterator[RequestStream] = iter(opened)
+        self._all_at_once = all_at_once
         self.num_requests = num_requests
         self.output_kind: RequestOutputKind | None = None
         self.taken: list[RequestStream] = []
@@ -47,7 +55,9 @@ class Intake:
         """
         if self.taken:
             return
-        left = self._engine.num_tokens_at_once
+        if self.num_requests > MOST_UNSEEN:
+            self.open_all()
+        left = math.inf if self._all_at_once else self._engine.num_tokens_at_once
         try:
             while left > 0 and (num_to_compute := self._take_one()) is not None:
                 left -= num_to_compute

@@ -66,8 +66,12 @@ class LLMEngine:
         """
         with self._lock:
             engine = self.engine
-            engine.add(stream.request)
-            self._live[stream.request.id] = (stream, sink)
+            self._live[stream.request.id] = (stream, sink)  # first: after Ctrl-C in the middle it can be discarded
+            try:
+                engine.add(stream.request)
+            except Exception:
+                del self._live[stream.request.id]
+                raise
             return engine.num_to_compute(stream.request)
 
     def advance(self, meanwhile: Callable[[], None] | None = None) -> None:
