@@ -67,6 +67,23 @@ def test_a_folder_of_another_user_is_not_used(home, monkeypatch, which):
     assert caches.code_folder("kernels") is None
 
 
+def test_nothing_is_made_in_the_cache_of_another_user(home, monkeypatch):
+    """As root in somebody's home, which sudo leaves to one: they could not use what root makes there."""
+    home.mkdir()
+    monkeypatch.setattr(caches, "is_closed", lambda found, is_above=False: not os.path.samestat(found, home.stat()))
+    assert caches.code_folder("kernels") is None
+    assert not list(home.iterdir())
+
+
+def test_a_link_to_another_place_is_followed(home, tmp_path):
+    home.mkdir()
+    (home / "quire").symlink_to(tmp_path / "elsewhere")
+    folder = caches.code_folder("kernels")
+    assert folder == tmp_path.resolve() / "elsewhere" / "kernels" and folder.is_dir()
+    folder.parent.chmod(0o777)
+    assert caches.code_folder("kernels") is None
+
+
 def test_owners_to_trust_are_this_user_and_root():
     assert caches.is_closed(found(0o100600)) and caches.is_closed(found(0o100644, owner=0))
     assert not caches.is_closed(found(0o100644, owner=54321)) and not caches.is_closed(found(0o100666))

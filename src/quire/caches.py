@@ -18,11 +18,12 @@ def code_folder(name: str) -> Path | None:
     """quire/`name` in the user's cache, made for this user alone if need be. None = it cannot be made, or others could put code there
     for us to run; once a process a warning says so."""
     try:
-        path = env.caches().resolve() / "quire" / name
-        for part in (*reversed(path.parents), path):
-            part.mkdir(mode=0o700, exist_ok=True)
-        path = path.resolve()
-        open_part = next((part for part in (path, *path.parents) if not is_closed(part.stat(), part != path)), None)
+        path = (env.caches() / "quire" / name).resolve()
+        open_part = _open_part(path)
+        if open_part is None:  # else nothing is made: as root it would be what the home's user cannot use
+            for part in (*reversed(path.parents), path):
+                part.mkdir(mode=0o700, exist_ok=True)
+            open_part = _open_part(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         _warn(f"there is no folder for it: {error}", "let XDG_CACHE_HOME name a folder that can be written")
         return None
@@ -33,6 +34,12 @@ def code_folder(name: str) -> Path | None:
         _warn(f"other users could change what is in {open_part}", remedy)
         return None
     return path
+
+
+def _open_part(path: Path) -> Path | None:
+    """The innermost of a folder and those above it, as far as they are there, that others can change. Raises OSError."""
+    there = (part for part in (path, *path.parents) if part.exists())
+    return next((part for part in there if not is_closed(part.stat(), part != path)), None)
 
 
 def is_closed(found: os.stat_result, is_above: bool = False) -> bool:
