@@ -210,6 +210,14 @@ def test_options_that_would_do_nothing_are_refused(capsys, words, told):
     assert told in capsys.readouterr().err
 
 
+def test_the_usual_burstiness_is_taken_at_any_rate(tmp_path):
+    """As scripts have it that try many rates, inf the last of them."""
+    for rate in ("1e6", "inf"):
+        with ScriptedServer() as server:
+            words = ["--num-prompts", "1", "--request-rate", rate, "--burstiness", "1.0"]
+            assert bench(server, tmp_path, *words)["completed"] == 1
+
+
 def test_options_of_a_data_set_are_taken_under_both_its_names(tmp_path):
     for name in ("prefix_repetition", "shared-prefix"):
         with ScriptedServer() as server:

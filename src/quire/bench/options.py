@@ -193,7 +193,8 @@ def without_effect(args: ServeBenchArgs) -> Iterator[tuple[str, str]]:
     if not (args.save_result or args.save_detailed or args.append_result):
         for name in ("result_dir", "result_filename", "label", "metadata"):
             yield name, "is for the file that --save-result writes; give that too"
-    if args.request_rate == math.inf and args.ramp_up_strategy is None:
+    # A sweep over rates that ends with inf may say 1, which is usual, for all of them.
+    if args.request_rate == math.inf and args.ramp_up_strategy is None and args.burstiness != 1.0:
         yield "burstiness", "is for arrivals at a --request-rate, and all requests are sent at once"
 
 
