@@ -101,5 +101,13 @@ def test_one_field_under_two_names_says_one_thing(name, other):
 
 def test_usage_in_every_event_needs_usage():
     with pytest.raises(InvalidRequest, match="include_usage"):
-        _check_options(chat(stream=True, stream_options={"continuous_usage_stats": True}), Serving())
-    _check_options(chat(stream=True, stream_options={"continuous_usage_stats": True, "include_usage": True}), Serving())
+        _check_options(
+            chat(stream=True, stream_options={"continuous_usage_stats": True, "include_usage": False}), Serving()
+        )
+    for more in ({}, {"include_usage": None}, {"include_usage": True}):
+        request = chat(stream=True, stream_options={"continuous_usage_stats": True, **more})
+        _check_options(request, Serving())
+        assert request.include_usage and request.continuous_usage
+    for options in (None, {}, {"include_usage": False}, {"include_usage": False, "continuous_usage_stats": False}):
+        request = chat(stream=True, stream_options=options)
+        assert not request.include_usage and not request.continuous_usage

@@ -176,5 +176,5 @@ def _check_options(request: GenerateRequest, serving: Serving) -> None:
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options need stream to be true", "stream_options")
     options = request.stream_options
-    if options is not None and options.continuous_usage_stats and not options.include_usage:
-        raise InvalidRequest("continuous_usage_stats need include_usage to be true", "stream_options")
+    if options is not None and options.continuous_usage_stats and options.include_usage is False:
+        raise InvalidRequest("continuous_usage_stats and include_usage false exclude each other", "stream_options")

@@ -92,8 +92,11 @@ class GenerateRequest(Body):
 
     @property
     def include_usage(self) -> bool:
-        """The stream ends with a chunk of usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        """The stream ends with a chunk of usage. Who asks for it in every event and says no more means that one too, as in vLLM."""
+        options = self.stream_options
+        if options is None or options.include_usage is not None:
+            return bool(options and options.include_usage)
+        return bool(options.continuous_usage_stats)
 
     @property
     def continuous_usage(self) -> bool:
