@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -82,6 +82,16 @@ def test_images_start_a_server(name):
     assert server.host == "0.0.0.0" and f"EXPOSE {server.port}" in text
     assert f":{server.port}/health" in text
     assert text.index("USER quire") < text.index("ENTRYPOINT")
+
+
+@pytest.mark.parametrize("name", ["docker/Dockerfile.cpu", "docker/Dockerfile.cuda"])
+def test_folders_above_the_volumes_are_the_users(name):
+    """What Docker has to make for a volume belongs to root, and ~/.cache is where compiled code is kept."""
+    text = (DEPLOY / name).read_text(encoding="utf-8")
+    above = {str(PurePosixPath(folder).parent) for folder in re.findall(r"^# .* -v [^: ]+:(\S+)", text, re.M)}
+    assert above == {"/home/quire/.cache"}
+    made = re.search(r"^RUN install -d -o quire -g quire (.*)$", text, re.M)[1].split()
+    assert above <= set(made) and text.index("useradd") < text.index("RUN install") < text.index("USER quire")
 
 
 def test_the_unit_starts_a_server():
