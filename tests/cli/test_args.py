@@ -42,6 +42,7 @@ def read(*argv: str) -> EngineArgs:
         (["--hf-overrides", '{"a": 1}'], {"hf_overrides": {"a": 1}}),
         (["--gpu-memory-utilization", "0.8", "./m/"], {"gpu_memory_utilization": 0.8, "model": "./m/"}),
         (["--disable-log-requests", "m"], {"model": "m"}),
+        (["m", "--enable-auto-tool-choice", "--enable-reasoning"], {"model": "m"}),
     ],
 )
 def test_spellings(argv: list[str], expected: dict[str, Any]):
@@ -54,6 +55,8 @@ def test_spellings(argv: list[str], expected: dict[str, Any]):
         (["--max-num-seq", "2"], "did you mean --max-num-seqs"),
         (["--tensor-paralel-size", "2"], "did you mean --tensor-parallel-size"),
         (["--task", "generate"], "--runner"),
+        (["m", "--tool-call-parser", "hermes"], "chat template .* leave it out"),
+        (["m", "--reasoning-parser=qwen3"], "chat template .* leave it out"),
         (["--max-num-seqs", "two"], "two"),
         (["--dtype", "int3"], "int3"),
         (["--hf-overrides", "[1]"], "not a JSON object"),

@@ -33,11 +33,15 @@ REMOVED_FLAGS = {
     "--lora-modules": "LoRA adapters are not implemented yet; serve a merged checkpoint",
     "--max-seq-len-to-capture": "decode graphs cover every length; leave it out",
     "--guided-decoding-backend": "llguidance constrains every output; leave it out",
+    "--tool-call-parser": "the chat template tells how the model writes its calls; leave it out",
+    "--reasoning-parser": "what stands between <think> and </think> is told apart where the chat template has them; leave it out",
 }
 # Flags that ask for what quire does anyway: accepted, with a line that says so.
 SETTLED_FLAGS = {
     "--disable-log-requests": "requests are not logged unless asked for",
     "--use-v2-block-manager": "there is one block manager",
+    "--enable-auto-tool-choice": "requests with tools may leave the choice to the model",
+    "--enable-reasoning": "reasoning is told apart from the answer wherever the chat template has it",
     "--disable-async-output-proc": "output is processed in the API process",
 }
 
