@@ -496,11 +496,18 @@ class Harness:
         running, head = len(self.running()), waiting[0]
         budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
         num_tokens = len(head.token_ids)
-        num_seats_kept = sum(self.order(s) < self.order(head) for s in self.waiting())  # for those that let it pass
+        before = [s for s in self.waiting() if self.order(s) < self.order(head)]  # those that let it pass, if they do
+        if not all(map(self._has_room, before)):
+            return  # it may well be that one of these is the head, and lacks blocks
+        num_seats_kept = len(before)
         has_seat = running + num_seats_kept < self.config.max_num_seqs
         fits_step = budget > 0 and (self.config.enable_chunked_prefill or num_tokens <= budget)
-        fits_pool = self.scheduler.pool.num_free >= self.config.blocks_for(num_tokens) + running
-        require(not (has_seat and fits_step and fits_pool), "waits though there is room", head.seq_id)
+        waits_needlessly = has_seat and fits_step and self._has_room(head)
+        require(not waits_needlessly, "waits though there is room", head.seq_id)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        num_blocks = self.config.blocks_for(len(sequence.token_ids)) + len(self.running())
+        return self.scheduler.pool.num_free >= num_blocks
 
 
 def replayed(old: Harness) -> Harness:
