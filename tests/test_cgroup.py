@@ -12,6 +12,18 @@ from quire.platform.cpu import CpuPlatform
 GIB = 2**30
 
 
+@pytest.mark.parametrize("controllers", ["cpu,cpuacct", "cpuacct,cpu", "cpu"])
+def test_controllers_that_are_mounted_together_are_found_in_any_order(tmp_path, controllers):
+    """As in containers on CentOS 7: the process sees "cpuacct,cpu", and the folder is "cpu,cpuacct" with the link "cpu"."""
+    root, membership = tmp_path / "cgroup", tmp_path / "membership"
+    (root / "cpu,cpuacct").mkdir(parents=True)
+    (root / "cpu").symlink_to("cpu,cpuacct")
+    (root / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+    (root / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    membership.write_text(f"9:memory:/docker/1\n4:{controllers}:/docker/1\n2:cpuset:/docker/1\n")
+    assert cgroup.limits(root, membership) == cgroup.Limits(cpus=1.5)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """Writes files of control groups; returns what limits() needs."""

@@ -58,8 +58,9 @@ def _folders(root: Path, membership: Path) -> list[Path]:
         return []
     folders = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
-        base = root if not controllers else root / controllers
-        if controllers in ("", "memory", "cpu,cpuacct", "cpu"):
+        names = {"", "memory", "cpu"} & set(controllers.split(","))
+        # Controllers that are mounted together have one folder, named in an order that may be another than here, and each a link to it.
+        for base in {root / name for name in (controllers, *names) if names}:
             inner = base / path.lstrip("/")
             folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base) and folder.is_dir()]
     return folders
