@@ -493,21 +493,19 @@ class Harness:
         waiting = sorted((s for s in self.waiting() if not self._may_let_others_pass(s)), key=self.order)
         if not waiting:
             return
-        running, head = len(self.running()), waiting[0]
-        budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
-        num_tokens = len(head.token_ids)
+        head = waiting[0]
         before = [s for s in self.waiting() if self.order(s) < self.order(head)]  # those that let it pass, if they do
-        if not all(map(self._has_room, before)):
-            return  # it may well be that one of these is the head, and lacks blocks
-        num_seats_kept = len(before)
-        has_seat = running + num_seats_kept < self.config.max_num_seqs
-        fits_step = budget > 0 and (self.config.enable_chunked_prefill or num_tokens <= budget)
-        waits_needlessly = has_seat and fits_step and self._has_room(head)
-        require(not waits_needlessly, "waits though there is room", head.seq_id)
+        if not all(map(self._fits, before)):
+            return  # it may well be that one of these is the head, and does not fit
+        has_seat = len(self.running()) + len(before) < self.config.max_num_seqs
+        require(not (has_seat and self._fits(head)), "waits though there is room", head.seq_id)
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        num_blocks = self.config.blocks_for(len(sequence.token_ids)) + len(self.running())
-        return self.scheduler.pool.num_free >= num_blocks
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there is room for it in the step and in the pool, with nothing of it cached."""
+        num_tokens = len(sequence.token_ids)
+        budget = self.config.max_num_batched_tokens - self.scheduler.stats().num_step_tokens
+        fits_step = budget > 0 and (self.config.enable_chunked_prefill or num_tokens <= budget)
+        return fits_step and self.scheduler.pool.num_free >= self.config.blocks_for(num_tokens) + len(self.running())
 
 
 def replayed(old: Harness) -> Harness:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from random_walks import walk
@@ -156,7 +157,8 @@ def test_random_walks_keep_every_promise() -> None:
     assert preemptions > 500 and pinned > 5
 
 
-def test_a_head_that_lacks_blocks_is_not_taken_for_one_that_lets_others_pass() -> None:
-    """It goes on with a block that a step computes, whose chain was filed anew meanwhile: a false alarm of the walk's own checks once."""
-    done, _, _ = walk(200, seed=4284)
+@pytest.mark.parametrize("seed", [4284, 100118])
+def test_a_head_that_does_not_fit_is_not_taken_for_one_that_lets_others_pass(seed: int) -> None:
+    """Its prompt goes on with what a step computes for another, but will not be found there: false alarms of the walk's own checks once."""
+    done, _, _ = walk(200, seed)
     assert done >= 200
