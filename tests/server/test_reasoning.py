@@ -125,6 +125,23 @@ def test_a_budget_that_is_spent_within_a_character_ends_the_reasoning_after_it(h
     assert "\ufffd" not in choice["message"].get("reasoning", "")
 
 
+def test_marks_that_are_special_tokens_are_seen_though_those_are_left_out(tmp_path):
+    folder = thinking_qwen2(tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with (
+        Server(tmp_path / "log", folder, dtype="float32") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        fields = {**PLAIN, "logit_bias": NO_MARKS, "thinking_token_budget": 4, "response_format": SCHEMA}
+        messages = [ask(client, **fields, **more).json()["choices"][0]["message"] for more in ({}, {"skip_special_tokens": True})]  # fmt: skip
+    assert (
+        messages[0] == messages[1] and set(json.loads(messages[0]["content"])) == {"age"} and messages[0]["reasoning"]
+    )
+
+
 def test_reasoning_that_the_prompt_has_ended_does_not_begin_again(http):
     ended = {
         "messages": [*MESSAGES, {"role": "assistant", "content": "<think>\n\n</think>\n\n"}],

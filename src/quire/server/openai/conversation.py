@@ -135,10 +135,11 @@ def _opening(request: ChatCompletionRequest) -> str:
 
 
 def _skip_special(request: ChatCompletionRequest, serving: Serving, tools: Tools, splits: bool) -> bool | None:
-    """False if a mark that is looked for in the text is a special token; None = as the caller said."""
+    """False if a mark that is looked for in the text is a special token; None = as the caller said. true is the default, and no more
+    when it is said: without its end mark reasoning would never end, and the answer be part of it."""
     tokenizer = serving.frontend.tokenizer
     marks = (*(tools.format.marks if tools.format else ()), *(think.MARKS if splits else ()))
-    if tokenizer is None or request.skip_special_tokens is not None:
+    if tokenizer is None or request.skip_special_tokens is False:
         return None
     ids = [tokenizer.token_to_id(mark) for mark in marks]
     return False if any(i is not None and tokenizer.is_special(i) for i in ids) else None
