@@ -367,5 +367,24 @@ def test_after_a_failure_steps_run_one_at_a_time(folder: Path, monkeypatch: pyte
     assert len(calls) == 2
 
 
+def test_after_an_interrupt_the_device_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are under way that read memory of the host, which the next ones write."""
+    platform, waits = RecordingPlatform(), []
+    engine = engine_for(folder, platform)
+    asked = requests(10, seed=2)
+    for request in asked:
+        engine.add(request)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "synchronize", lambda: waits.append(len(engine.scheduler._in_flight)))
+        with pytest.raises(KeyboardInterrupt):
+            engine.step(interrupt)
+    assert waits == [0]
+    assert drain(engine) == answers(folder, CpuPlatform(), asked)
+
+
 def test_small_models_run_further_ahead() -> None:
     assert [decode_steps(num_bytes) for num_bytes in (10**6, 10**9, 3 * 10**9, 14 * 10**9)] == [8, 8, 4, 1]

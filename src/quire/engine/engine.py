@@ -117,7 +117,8 @@ class Engine:
         except BaseException as error:
             self._flight = None
             self.scheduler.abandon_all()
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception):  # Ctrl-C
+                self.runner.platform.synchronize()  # what it has not read yet of pinned memory, the next steps would write over
                 raise
             self._executor.check_device(error)
             # Steps one at a time show whose fault it was.
