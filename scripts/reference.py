@@ -146,7 +146,9 @@ def cli_page(words: Words) -> str:
             parts.append(f"## `quire {name}`\n{help_of(f'quire {name}')}")
     parts += [f"## {words['engine']}\n{words['engine note']}", table(head, flag_rows(engine))]
     parts.append(f"## {words['foreign']}")
-    for name, flags in (("refused", cli_args.REMOVED_FLAGS), ("settled", cli_args.SETTLED_FLAGS)):
+    removed = cli_args.REMOVED_FLAGS
+    valued = {f"{flag} {value}": removed[flag] for flag, values in cli_args.SETTLED_VALUES.items() for value in values}
+    for name, flags in (("refused", removed), ("settled", cli_args.SETTLED_FLAGS | valued)):
         rows = [[f"`{flag}`", why] for flag, why in flags.items()]
         parts += [words[name], table([words["flag"], words["meaning"]], rows)]
     rows = [[f"`{variable.name}`", variable.help] for variable in env.VARIABLES.values()]

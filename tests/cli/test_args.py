@@ -42,7 +42,9 @@ def read(*argv: str) -> EngineArgs:
         (["--hf-overrides", '{"a": 1}'], {"hf_overrides": {"a": 1}}),
         (["--gpu-memory-utilization", "0.8", "./m/"], {"gpu_memory_utilization": 0.8, "model": "./m/"}),
         (["--disable-log-requests", "m"], {"model": "m"}),
-        (["m", "--enable-auto-tool-choice", "--enable-reasoning"], {"model": "m"}),
+        (["m", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"], {"model": "m"}),
+        (["m", "--enable-reasoning", "--reasoning_parser=deepseek_r1"], {"model": "m"}),
+        (["--task=generate", "--kv-cache-dtype", "auto", "m"], {"model": "m"}),
     ],
 )
 def test_spellings(argv: list[str], expected: dict[str, Any]):
@@ -54,9 +56,11 @@ def test_spellings(argv: list[str], expected: dict[str, Any]):
     [
         (["--max-num-seq", "2"], "did you mean --max-num-seqs"),
         (["--tensor-paralel-size", "2"], "did you mean --tensor-parallel-size"),
-        (["--task", "generate"], "--runner"),
-        (["m", "--tool-call-parser", "hermes"], "chat template .* leave it out"),
-        (["m", "--reasoning-parser=qwen3"], "chat template .* leave it out"),
+        (["--task", "embed"], "--runner"),
+        (["--task"], "--runner"),
+        (["m", "--kv-cache-dtype", "fp8"], "the model's dtype"),
+        (["m", "--tool-call-parser", "pythonic"], "chat template tells"),
+        (["m", "--reasoning-parser=granite"], "<think> and </think>"),
         (["--max-num-seqs", "two"], "two"),
         (["--dtype", "int3"], "int3"),
         (["--hf-overrides", "[1]"], "not a JSON object"),

@@ -33,8 +33,8 @@ REMOVED_FLAGS = {
     "--lora-modules": "LoRA adapters are not implemented yet; serve a merged checkpoint",
     "--max-seq-len-to-capture": "decode graphs cover every length; leave it out",
     "--guided-decoding-backend": "llguidance constrains every output; leave it out",
-    "--tool-call-parser": "the chat template tells how the model writes its calls; leave it out",
-    "--reasoning-parser": "what stands between <think> and </think> is told apart where the chat template has them; leave it out",
+    "--tool-call-parser": "the chat template tells how the model writes its calls: as Hermes, Llama 3 or Mistral models, or as plain JSON",
+    "--reasoning-parser": "what stands between <think> and </think> is told apart where the chat template has them",
 }
 # Flags that ask for what quire does anyway: accepted, with a line that says so.
 SETTLED_FLAGS = {
@@ -43,6 +43,13 @@ SETTLED_FLAGS = {
     "--enable-auto-tool-choice": "requests with tools may leave the choice to the model",
     "--enable-reasoning": "reasoning is told apart from the answer wherever the chat template has it",
     "--disable-async-output-proc": "output is processed in the API process",
+}
+# Flags of REMOVED_FLAGS with the values that ask for what quire does anyway: accepted like those above.
+SETTLED_VALUES = {
+    "--task": ("auto", "generate"),
+    "--kv-cache-dtype": ("auto",),
+    "--tool-call-parser": ("hermes", "llama3_json", "mistral"),
+    "--reasoning-parser": ("deepseek_r1", "qwen3"),
 }
 
 
@@ -132,6 +139,10 @@ def normalise(words: list[str], booleans: set[str]) -> list[str]:
         name = name.replace("_", "-")
         if name in SETTLED_FLAGS:
             print(f"{name} is not needed: {SETTLED_FLAGS[name]}")
+            continue
+        if name in SETTLED_VALUES and (value if equals else "".join(words[i : i + 1])) in SETTLED_VALUES[name]:
+            print(f"{name} is not needed: {REMOVED_FLAGS[name]}")
+            i += not equals
             continue
         if name.startswith("--no-") and "--" + name[5:] in booleans:
             name, equals, value = "--" + name[5:], "=", "false"
