@@ -90,6 +90,18 @@ def test_owners_to_trust_are_this_user_and_root():
     assert not caches.is_closed(found(0o041777)) and caches.is_closed(found(0o041777), is_above=True)
 
 
+def test_folders_above_that_a_user_namespace_has_no_owner_for(monkeypatch, tmp_path):
+    (tmp_path / "inside").write_text("      1000       1000          1\n")
+    (tmp_path / "whole").write_text("         0          0 4294967295\n")
+    overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
+    assert caches._unmapped(tmp_path / "inside") == (overflow,)
+    assert caches._unmapped(tmp_path / "whole") == caches._unmapped(tmp_path / "nothing") == ()
+    monkeypatch.setattr(caches, "_unmapped", lambda: (overflow,))
+    assert caches.is_closed(found(0o040755, owner=overflow), is_above=True)
+    assert not caches.is_closed(found(0o040755, owner=overflow))
+    assert not caches.is_closed(found(0o040777, owner=overflow), is_above=True)
+
+
 @pytest.mark.parametrize(
     ("name", "members", "primary", "closed"),
     [

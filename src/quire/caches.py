@@ -46,7 +46,8 @@ def is_closed(found: os.stat_result, is_above: bool = False) -> bool:
     """Whether only this user and root can change a file or folder. is_above: it is a folder above the one that matters."""
     may_write = found.st_mode & (stat.S_IWOTH | (0 if _is_private(found.st_gid) else stat.S_IWGRP))
     # In a sticky folder, as /tmp is, others make entries of their own and leave ours.
-    return found.st_uid in (0, os.geteuid()) and not (may_write and not (is_above and found.st_mode & stat.S_ISVTX))
+    owners = (0, os.geteuid(), *(_unmapped() if is_above else ()))
+    return found.st_uid in owners and not (may_write and not (is_above and found.st_mode & stat.S_ISVTX))
 
 
 def read(path: Path) -> bytes | None:
@@ -78,6 +79,17 @@ def _is_private(group_id: int) -> bool:
     except KeyError:
         return False
     return (group_id, group.gr_name) == (user.pw_gid, user.pw_name) and set(group.gr_mem) <= {user.pw_name}
+
+
+@cache
+def _unmapped(uid_map: Path = Path("/proc/self/uid_map")) -> tuple[int, ...]:
+    """What a container in a user namespace, as Apptainer's are, shows as the owner of the machine's own folders: nobody inside is that."""
+    try:
+        if uid_map.read_text().split() != ["0", "0", str(2**32 - 1)]:
+            return (int(Path("/proc/sys/kernel/overflowuid").read_text()),)
+    except OSError:  # not Linux
+        pass
+    return ()
 
 
 @cache
