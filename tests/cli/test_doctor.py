@@ -165,7 +165,7 @@ def mistyped_flag(world):
 
 @fault
 def flag_of_an_older_engine(world):
-    return ["builtin:tiny", "--task", "generate"]
+    return ["builtin:tiny", "--task", "embedding"]
 
 
 @fault
