@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import time
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -504,6 +505,15 @@ def test_heads_that_are_too_large(server):
             with contextlib.suppress(OSError):  # it may hang up while we still send
                 sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
                 assert b" 431 " in sock.recv(4096)
+
+
+def test_idle_connections_stay_longer_than_the_openai_sdk_keeps_them(server):
+    """It sends its next request on a connection that was idle for up to 5 s: closed at that very moment, the request would be lost."""
+    with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        for pause_s in (httpx.Limits().keepalive_expiry + 1, 0):
+            connection.request("GET", "/version")
+            assert connection.getresponse().read()
+            time.sleep(pause_s)
 
 
 def test_heads_that_do_not_come(tmp_path, monkeypatch):

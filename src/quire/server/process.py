@@ -36,7 +36,9 @@ from quire.version import __version__
 
 log = logging.getLogger("quire.server")
 uvicorn_log = logging.getLogger("uvicorn.error")
-KEEP_ALIVE_S = 5
+# Longer than clients and proxies keep an idle connection (httpx 5 s, aiohttp 15, nginx and load balancers 60, Go 90): whoever closes first
+# must be the side that sends, or a request is lost that was on its way.
+KEEP_ALIVE_S = 120
 PROBES = ("/health", "/ready", "/ping", "/metrics")
 RESERVED_FILES = 64  # descriptors that are not HTTP connections
 DRAIN_POLL_S = 0.05
