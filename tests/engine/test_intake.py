@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording_platform import RecordingPlatform
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 from quire import LLM, SamplingParams
@@ -13,35 +14,11 @@ from quire.engine.engine import Engine
 from quire.engine.frontend import Frontend
 from quire.engine.intake import MANY_OBJECTS, collect_garbage
 from quire.errors import InvalidRequest
-from quire.platform.cpu import CpuPlatform
 from quire.runner.model_runner import ModelRunner
 
 STEP_TOKENS = 16
 PROMPTS = [[i % VOCAB_SIZE, 7, 3 * i % VOCAB_SIZE] for i in range(150)]  # three to six times what the first steps take
 GREEDY = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
-
-
-class Recording:
-    """A captured piece of work."""
-
-    pool = "pool"
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.replay = work
-
-    def close(self) -> None:
-        return
-
-
-class RecordingPlatform(CpuPlatform):
-    """A CPU whose graphs are functions, so that steps are asked for ahead."""
-
-    def supports_graphs(self) -> bool:
-        return True
-
-    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Recording:
-        work()
-        return Recording(work)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
+from pretended_h200 import H200
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
@@ -29,19 +29,6 @@ from quire.platform.cpu import CpuPlatform  # noqa: E402
 from quire.runner.ahead import DrySteps, Need  # noqa: E402
 
 NUM_APART = 4  # kernels that are given to another process
-
-
-class H200:
-    """As much of a driver as compiling needs; a launch would fail."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def compiled_apart(jobs: list[Job], make: Any) -> list[str]:

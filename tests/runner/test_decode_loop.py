@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording_platform import RecordingPlatform
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 from quire.config import EngineConfig
@@ -16,29 +17,6 @@ from quire.platform.cpu import CpuPlatform
 from quire.runner.model_runner import ModelRunner, decode_steps
 
 STOP = 17
-
-
-class Recording:
-    """A captured piece of work."""
-
-    pool = "pool"
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.replay = work
-
-    def close(self) -> None:
-        return
-
-
-class RecordingPlatform(CpuPlatform):
-    """A CPU whose graphs are functions."""
-
-    def supports_graphs(self) -> bool:
-        return True
-
-    def capture_graph(self, work: Callable[[], None], pool: Any = None) -> Recording:
-        work()
-        return Recording(work)
 
 
 @pytest.fixture(scope="module")

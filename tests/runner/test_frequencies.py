@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chi_square import p_value
-from test_decode_loop import RecordingPlatform, engine_for
+from recording_platform import RecordingPlatform
+from test_decode_loop import engine_for
 from tiny_checkpoints import VOCAB_SIZE, tiny_qwen2
 
 from quire.core.params import SamplingParams
