@@ -1,6 +1,7 @@
 """What this process may use of the machine: in a container that is less than there is. Linux, both versions of control groups.
 
-It stands beside platform/ for those who ask before torch is there. A group's own limit and those of all groups above it count. Source: the kernel's documents cgroup-v2.rst and cgroup-v1/memory.rst.
+It stands beside platform/ for those who ask before torch is there. A group's own limit and those of all groups above it count. Source: the
+kernel's documents cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
 import math

@@ -59,8 +59,8 @@ class Intake:
             self.open_all()
         left = math.inf if self._all_at_once else self._engine.num_tokens_at_once
         try:
-            while left > 0 and (num_to_compute := self._take_one()) is not None:
-                left -= num_to_compute
+            while left > 0 and self._take_one():
+                left -= self._engine.num_to_compute(self.taken[-1])
         except BaseException:
             self.discard()
             raise
@@ -72,7 +72,7 @@ class Intake:
         """
         left = TIMES_MORE * self._engine.num_tokens_at_once
         try:
-            while left > 0 and self._take_one() is not None:
+            while left > 0 and self._take_one():
                 left -= cost(self.taken[-1])
             collect_garbage()
         except Exception as mistake:
@@ -88,15 +88,16 @@ class Intake:
         for stream in self.taken:
             self._engine.discard(stream)
 
-    def _take_one(self) -> int | None:
-        """Gives the engine the next request. Returns how many tokens of it are to be computed, about; None if there is no other."""
+    def _take_one(self) -> bool:
+        """Gives the engine the next request. Returns whether there was one."""
         stream = next(self._opened, None)
         if stream is None:
-            return None
+            return False
         if self.output_kind is not None:
             stream.request.params.output_kind = self.output_kind
         self.taken.append(stream)  # first: what is interrupted here is discarded too
-        return self._engine.submit(stream, self.inbox.append)
+        self._engine.submit(stream, self.inbox.append)
+        return True
 
 
 def cost(stream: RequestStream) -> int:

@@ -59,11 +59,13 @@ class LLMEngine:
         """As Engine's."""
         return self.engine.num_tokens_at_once
 
-    def submit(self, stream: RequestStream, sink: Sink) -> int:
-        """Gives a request to the engine; what it yields goes to `sink`. Returns how many tokens of its prompt are to be computed, about.
+    def num_to_compute(self, stream: RequestStream) -> int:
+        """As Engine's."""
+        with self._lock:
+            return self.engine.num_to_compute(stream.request)
 
-        Raises ClientError types.
-        """
+    def submit(self, stream: RequestStream, sink: Sink) -> None:
+        """Gives a request to the engine; what it yields goes to `sink`. Raises ClientError types."""
         with self._lock:
             engine = self.engine
             self._live[stream.request.id] = (stream, sink)  # first: after Ctrl-C in the middle it can be discarded
@@ -72,7 +74,6 @@ class LLMEngine:
             except Exception:
                 del self._live[stream.request.id]
                 raise
-            return engine.num_to_compute(stream.request)
 
     def advance(self, meanwhile: Callable[[], None] | None = None) -> None:
         """One step for all requests; meanwhile as Engine.step has it. Raises EngineUnavailable when the engine is lost."""
