@@ -63,10 +63,15 @@ def drain(engine: Engine, disturb: Callable[[Engine, int], None] = lambda engine
     raise AssertionError("no end in sight")
 
 
-def answers(folder: Path, platform: CpuPlatform, asked: list[Request], **changes: Any) -> dict[Any, Any]:
+def engine_with(asked: list[Request], folder: Path, platform: CpuPlatform, **changes: Any) -> Engine:
     engine = engine_for(folder, platform, **changes)
     for request in asked:
         engine.add(request)
+    return engine
+
+
+def answers(folder: Path, platform: CpuPlatform, asked: list[Request], **changes: Any) -> dict[Any, Any]:
+    engine = engine_with(asked, folder, platform, **changes)
     got = drain(engine)
     engine.scheduler.check()
     assert engine.scheduler.pool.num_free == engine.num_blocks
@@ -111,9 +116,7 @@ def test_the_next_smaller_size_is_captured_before_it_is_needed(
     asked = [
         Request(f"r{i}", [i, 5], SamplingParams(**params, seed=i, max_tokens=20, ignore_eos=True)) for i in range(5)
     ]
-    engine = engine_for(folder, RecordingPlatform())
-    for request in asked:
-        engine.add(request)
+    engine = engine_with(asked, folder, RecordingPlatform())
     got = drain(engine)
     assert engine.runner.loop is not None
     assert engine.runner.loop.captured_sizes == [
@@ -178,9 +181,7 @@ def test_all_smaller_sizes_are_captured_while_steps_take_long(folder: Path, monk
     asked = [
         Request(f"r{i}", [i, 5], SamplingParams(**FULL, seed=i, max_tokens=60, ignore_eos=True)) for i in range(12)
     ]
-    engine = engine_for(folder, RecordingPlatform())
-    for request in asked:
-        engine.add(request)
+    engine = engine_with(asked, folder, RecordingPlatform())
     got = drain(engine)
     assert engine.runner.loop is not None
     assert engine.runner.loop.captured_sizes == [(2, 2), (4, 4), (8, 8), (12, 12)], "all rows end at once"
@@ -202,9 +203,7 @@ def test_a_vocabulary_smaller_than_what_is_told_of_larger_ones(tmp_path: Path, v
 
 
 def logprobs_of(folder: Path, platform: CpuPlatform, asked: list[Request]) -> dict[Any, list[Any]]:
-    engine = engine_for(folder, platform)
-    for request in asked:
-        engine.add(request)
+    engine = engine_with(asked, folder, platform)
     got: dict[Any, list[Any]] = {}
     while engine.has_work():
         for output in engine.step():
@@ -283,9 +282,7 @@ def disturbances(request: pytest.FixtureRequest) -> Iterator[Callable[[Engine, i
 
 def test_preemption_at_any_moment_changes_nothing(folder: Path, disturbances: Callable[[Engine, int], None]) -> None:
     asked = requests(25, seed=3)
-    engine = engine_for(folder, RecordingPlatform())
-    for request in asked:
-        engine.add(request)
+    engine = engine_with(asked, folder, RecordingPlatform())
     assert drain(engine, disturbances) == answers(folder, CpuPlatform(), asked)
 
 
@@ -314,9 +311,7 @@ def test_a_sequence_whose_logits_are_not_finite_fails_alone(folder: Path) -> Non
     asked = [
         Request(f"r{i}", [i, 5, 9], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)) for i in range(4)
     ]
-    engine = engine_for(folder, RecordingPlatform())
-    for request in asked:
-        engine.add(request)
+    engine = engine_with(asked, folder, RecordingPlatform())
     expected = answers(folder, CpuPlatform(), asked)
 
     def poison(engine: Engine, step: int) -> None:
