@@ -60,7 +60,7 @@ class LLMEngine:
         return self.engine.num_tokens_at_once
 
     def num_to_compute(self, stream: RequestStream) -> int:
-        """As Engine's."""
+        """Tokens of a request's prompt that are to be computed, as far as a glance at the prefix cache tells."""
         with self._lock:
             return self.engine.num_to_compute(stream.request)
 
